@@ -1,0 +1,46 @@
+"""Installs triplet_det: `pip install -e .[test]`."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r"__version__ = '([^']+)'", (HERE / 'triplet_det/__init__.py').read_text()).group(1)
+
+setup(
+  name='triplet_det',
+  version=VERSION,
+  description='CenterNet: Keypoint Triplets for Object Detection (Duan et al., 2019) in JAX and Flax',
+  long_description=(HERE / 'README.md').read_text(),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=find_packages(include=['triplet_det', 'triplet_det.*']),
+  install_requires=[
+    'absl-py>=2.1',
+    'array_record>=0.8',
+    'clu>=0.0.12',
+    'etils[epath]>=1.9',
+    'flax>=0.12',
+    'grain>=0.2.12',
+    'importlib_resources>=6',  # tensorflow-datasets needs it for builders inside a package and does not say so
+    'jax>=0.10',
+    'ml_collections>=1.0',
+    'numpy>=2.0',
+    'opencv-python-headless>=4.10',
+    'optax>=0.2.5',
+    'orbax-checkpoint>=0.11.20',
+    'pycocotools>=2.0.8',
+    'tensorboardX>=2.6',
+    'tensorflow-datasets>=4.9.9',
+    'tqdm>=4.66',
+  ],
+  extras_require={
+    'test': ['pytest>=8', 'pillow>=10', 'ruff>=0.9'],
+    'tpu': ['jax[tpu]>=0.10'],
+    'cuda': ['jax[cuda12]>=0.10'],
+    'torch': ['torch>=2.2'],
+    'notebook': ['ipykernel>=6', 'matplotlib>=3.8', 'nbclient>=0.10', 'nbformat>=5'],
+  },
+)

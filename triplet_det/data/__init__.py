@@ -1,0 +1,1 @@
+"""Data: sources, host-side augmentation and the input pipeline (free of JAX)."""

@@ -1,0 +1,1 @@
+"""Metrics: each module has `evaluate(ground_truth, detections) -> dict[str, float]`."""
