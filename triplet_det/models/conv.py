@@ -1,0 +1,112 @@
+"""Convolutions and the residual block, padded and initialised as the published network (PyTorch's rules of 2018)."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from triplet_det.models.norm import BatchNorm
+
+
+@dataclasses.dataclass(frozen=True)
+class Numerics:
+  """How every layer computes: the compute dtype and the groups of the norm statistics (see `norm.BatchNorm`)."""
+
+  dtype: jnp.dtype = jnp.float32
+  norm_group: int | None = None
+  norm_running: str = 'all'
+
+  def norm(self, name: str) -> BatchNorm:
+    return BatchNorm(group=self.norm_group, running=self.norm_running, dtype=self.dtype, name=name)
+
+
+def uniform_fan_in(fan_in: int):
+  """PyTorch's default for weights and biases: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+  bound = 1 / math.sqrt(fan_in)
+
+  def init(key, shape, dtype=jnp.float32):
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init
+
+
+class Conv(nn.Module):
+  """k x k convolution of [B, H, W, C] with padding (k - 1) // 2; parameters float32, computed in `dtype`.
+
+  Attributes:
+    bias: 'none', 'uniform' (PyTorch's default) or a number, the constant initial value.
+  """
+
+  features: int
+  kernel: int
+  stride: int = 1
+  bias: str | float = 'none'
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    fan_in = self.kernel * self.kernel * x.shape[-1]
+    shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+    kernel = self.param('kernel', uniform_fan_in(fan_in), shape)
+    pad = (self.kernel - 1) // 2
+    y = lax.conv_general_dilated(
+      x.astype(self.dtype),
+      kernel.astype(self.dtype),
+      window_strides=(self.stride, self.stride),
+      padding=((pad, pad), (pad, pad)),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    if self.bias == 'none':
+      return y
+    init = uniform_fan_in(fan_in) if self.bias == 'uniform' else nn.initializers.constant(self.bias)
+    return y + self.param('bias', init, (self.features,)).astype(self.dtype)
+
+
+class ConvBlock(nn.Module):
+  """Convolution without bias, norm, ReLU."""
+
+  features: int
+  kernel: int
+  numerics: Numerics
+  stride: int = 1
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    x = Conv(self.features, self.kernel, self.stride, dtype=self.numerics.dtype, name='conv')(x)
+    return nn.relu(self.numerics.norm('norm')(x, train))
+
+
+class ConvNorm(nn.Module):
+  """Convolution without bias, norm; what is summed before a ReLU."""
+
+  features: int
+  kernel: int
+  numerics: Numerics
+  stride: int = 1
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    x = Conv(self.features, self.kernel, self.stride, dtype=self.numerics.dtype, name='conv')(x)
+    return self.numerics.norm('norm')(x, train)
+
+
+class Residual(nn.Module):
+  """3x3 block, 3x3 convolution and norm, plus the skip; ReLU after the sum.
+
+  The skip is the identity unless the stride or the width changes; then a 1x1 convolution and norm.
+  """
+
+  features: int
+  numerics: Numerics
+  stride: int = 1
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    y = ConvBlock(self.features, 3, self.numerics, self.stride, name='block')(x, train)
+    y = ConvNorm(self.features, 3, self.numerics, name='out')(y, train)
+    if self.stride != 1 or x.shape[-1] != self.features:
+      x = ConvNorm(self.features, 1, self.numerics, self.stride, name='skip')(x, train)
+    return nn.relu(y + x)

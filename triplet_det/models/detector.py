@@ -1,0 +1,148 @@
+"""CenterNet and CornerNet as one network whose switches are the columns of Table 4 (Fig. 2)."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from triplet_det.models.conv import ConvBlock, ConvNorm, Numerics, Residual
+from triplet_det.models.heads import Branch
+from triplet_det.models.hourglass import Hourglass, Stem
+from triplet_det.models.pooling import CascadeCornerPooling, CenterPooling, CornerPooling
+from triplet_det.structs import KeypointMaps
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectorConfig:
+  """The sizes and switches of a network; `build` makes one from any mapping with these keys."""
+
+  stacks: int  # hourglasses in series: 1 is Hourglass-52, 2 is Hourglass-104
+  dims: tuple[int, ...]  # widths of the levels; len(dims) - 1 halvings below the stem's stride of 4
+  blocks: tuple[int, ...]  # residual blocks per level
+  stem_width: int  # channels after the 7x7 convolution
+  head_width: int  # channels of the feature and of the pooling modules' result
+  pool_width: int  # channels of the maps that are pooled
+  num_classes: int
+  center_branch: bool = True  # CRE of Table 4: triplets; False is CornerNet
+  center_pooling: bool = True  # CTP; needs center_branch
+  cascade_corner_pooling: bool = True  # CCP; False is corner pooling
+  dtype: str = 'float32'  # of the computation; parameters, statistics and last layers stay float32
+  norm_group: int | None = None  # images per group of norm statistics; None: the whole batch
+  norm_running: str = 'all'  # groups that update the running statistics; published: 'first'
+  remat: str = 'none'  # 'blocks': recompute every residual block in the backward pass
+
+  def __post_init__(self):
+    if len(self.dims) != len(self.blocks) or len(self.dims) < 2:
+      raise ValueError(
+        f'dims and blocks need one entry per level and at least 2 levels: {len(self.dims)} dims {self.dims}, '
+        f'{len(self.blocks)} blocks {self.blocks}'
+      )
+    for key, possible in (('norm_running', ('all', 'first')), ('remat', ('none', 'blocks'))):
+      if getattr(self, key) not in possible:
+        raise ValueError(f'model.{key} is {getattr(self, key)!r}; possible: {", ".join(possible)}')
+
+  @property
+  def size_multiple(self) -> int:
+    """Input sides must be a multiple of this minus 1 (128 for the published sizes: 511, 639, ...)."""
+    return 4 * 2 ** (len(self.dims) - 1)
+
+
+_PUBLISHED = dict(
+  dims=(256, 256, 384, 384, 384, 512),
+  blocks=(2, 2, 2, 2, 2, 4),
+  stem_width=128,
+  head_width=256,
+  pool_width=128,
+  num_classes=80,
+)
+
+# Sizes are data. Parameters: 104,844,152 (hourglass-52), 210,062,960 (hourglass-104).
+VARIANTS: dict[str, dict[str, Any]] = {
+  'hourglass-52': dict(stacks=1, **_PUBLISHED),
+  'hourglass-104': dict(stacks=2, **_PUBLISHED),
+  'tiny': dict(
+    stacks=1, dims=(32, 48, 64), blocks=(1, 1, 2), stem_width=16, head_width=32, pool_width=32, num_classes=8
+  ),
+}
+
+
+class Detector(nn.Module):
+  """images [B, H, W, 3] normalised -> one KeypointMaps per supervised stack, (H + 1) / 4 by (W + 1) / 4 cells."""
+
+  config: DetectorConfig
+
+  @nn.compact
+  def __call__(self, images: jax.Array, train: bool = False) -> list[KeypointMaps]:
+    """All stacks in training, the last alone in testing. Raises ValueError for a side the levels cannot halve."""
+    c = self.config
+    for side, name in zip(images.shape[1:3], ('height', 'width')):
+      if (side + 1) % c.size_multiple:
+        below = max(side // c.size_multiple, 1) * c.size_multiple - 1
+        raise ValueError(
+          f'image {name} {side} does not fit the network: sides must be a multiple of {c.size_multiple} minus 1, '
+          f'for example {below} or {below + c.size_multiple}'
+        )
+    numerics = Numerics(jnp.dtype(c.dtype), c.norm_group, c.norm_running)
+    residual = nn.remat(Residual, static_argnums=(2,)) if c.remat == 'blocks' else Residual
+
+    maps = []
+    x = Stem(c.stem_width, c.dims[0], numerics, residual, name='stem')(images, train)
+    for stack in range(c.stacks):
+      y = Hourglass(c.dims, c.blocks, numerics, residual, name=f'hourglass_{stack}')(x, train)
+      feature = ConvBlock(c.head_width, 3, numerics, name=f'feature_{stack}')(y, train)
+      last = stack == c.stacks - 1
+      if train or last or self.is_initializing():
+        maps.append(self._branches(feature, stack, numerics, train))
+      if not last:
+        previous = ConvNorm(c.dims[0], 1, numerics, name=f'previous_{stack}')(x, train)
+        carried = ConvNorm(c.dims[0], 1, numerics, name=f'carried_{stack}')(feature, train)
+        x = residual(c.dims[0], numerics, name=f'between_{stack}')(nn.relu(previous + carried), train)
+    return maps
+
+  def _branches(self, feature: jax.Array, stack: int, numerics: Numerics, train: bool) -> KeypointMaps:
+    c = self.config
+    corner_pooling = CascadeCornerPooling if c.cascade_corner_pooling else CornerPooling
+
+    def branch(kind, pooling, embedding):
+      name = f'{kind}_{stack}'
+      return Branch(pooling, c.num_classes, c.dims[0], embedding, numerics, name=name)(feature, train)
+
+    tl = branch('top_left', corner_pooling('top_left', c.pool_width, numerics, parent=None), embedding=True)
+    br = branch('bottom_right', corner_pooling('bottom_right', c.pool_width, numerics, parent=None), embedding=True)
+    center = {'heat': None, 'offset': None}
+    if c.center_branch:
+      center_pooling = CenterPooling(c.pool_width, c.center_pooling, numerics, parent=None)
+      center = branch('center', center_pooling, embedding=False)
+    return KeypointMaps(
+      tl_heat=tl['heat'],
+      br_heat=br['heat'],
+      tl_embed=tl['embed'],
+      br_embed=br['embed'],
+      tl_offset=tl['offset'],
+      br_offset=br['offset'],
+      center_heat=center['heat'],
+      center_offset=center['offset'],
+    )
+
+
+def build(model_config: Mapping[str, Any]) -> Detector:
+  """The network of a mapping with DetectorConfig's keys (a VARIANTS entry, a config's `model`, a checkpoint's).
+
+  Raises:
+    ValueError: an unknown or missing key (the nearest known one is named), or values that do not fit together.
+  """
+  fields = {f.name: f for f in dataclasses.fields(DetectorConfig)}
+  for key in model_config:
+    if key not in fields:
+      near = difflib.get_close_matches(key, fields, n=1)
+      hint = f'; did you mean {near[0]!r}?' if near else ''
+      raise ValueError(f'unknown model key {key!r}{hint} Known keys: {", ".join(fields)}')
+  missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in model_config]
+  if missing:
+    raise ValueError(f'the model config lacks {", ".join(missing)}')
+  values = {k: tuple(v) if k in ('dims', 'blocks') else v for k, v in model_config.items()}
+  return Detector(DetectorConfig(**values))
