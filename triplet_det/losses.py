@@ -1,0 +1,135 @@
+"""The training loss, Eq. (2): L = L_det(corners) + L_det(centers) + 0.1 pull + 0.1 push + offsets.
+
+Every loss is computed per group of images, then averaged over groups: the published run has 8 GPUs with 6 images
+each, a loss per GPU, and their mean. Within a group, focal and offset losses are divided by the group's objects.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from triplet_det.structs import KeypointMaps, Targets
+
+# The published pull and push are summed over the 6 images of a GPU with weight 0.1, so in units of a per-image mean
+# they weigh 0.6; written so, other group sizes keep the balance.
+PULL_WEIGHT = 0.6
+PUSH_WEIGHT = 0.6
+OFFSET_WEIGHT = 1.0
+# The published probabilities are clipped to [this, 1 - this], so no gradient flows from outside.
+PROBABILITY_CLIP = 1e-4
+_EPSILON = 1e-4  # added to object counts, as published
+
+
+def _grouped(x: jax.Array, group: int) -> jax.Array:
+  return x.reshape(x.shape[0] // group, group, *x.shape[1:])
+
+
+def focal_loss(logits: jax.Array, target: jax.Array, *, group: int) -> jax.Array:
+  """Focal loss of heatmaps, variant of CornerNet [20] with alpha 2 and beta 4.
+
+  Args:
+    logits, target: [B, H, W, C]; the cells whose target is 1 are the positive ones.
+    group: images that share a normalisation; B is a multiple.
+
+  Returns:
+    Scalar: per group the sum over cells divided by the number of positive cells (undivided if there are none).
+  """
+  p = jnp.clip(jax.nn.sigmoid(logits.astype(jnp.float32)), PROBABILITY_CLIP, 1 - PROBABILITY_CLIP)
+  positive = target == 1
+  at_positive = jnp.log(p) * jnp.square(1 - p)
+  elsewhere = jnp.log1p(-p) * jnp.square(p) * jnp.square(jnp.square(1 - target))
+  cells = _grouped(jnp.where(positive, at_positive, elsewhere), group)
+  count = _grouped(positive, group).sum((1, 2, 3, 4), dtype=jnp.float32)
+  return (-cells.sum((1, 2, 3, 4)) / jnp.maximum(count, 1)).mean()
+
+
+def _at_cells(field: jax.Array, cells: jax.Array) -> jax.Array:
+  """field [B, H, W, D], cells [B, N] flat indices -> [B, N, D] float32."""
+  flat = field.reshape(field.shape[0], -1, field.shape[-1]).astype(jnp.float32)
+  return jnp.take_along_axis(flat, cells[..., None], axis=1)
+
+
+def pull_push_loss(tl_embed: jax.Array, br_embed: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Associative embedding of the corners, as means over the images.
+
+  Args:
+    tl_embed, br_embed: [B, N] the embeddings at the objects' corners.
+    valid: [B, N] bool.
+
+  Returns:
+    pull: squared distances of both corners to their mean, per object.
+    push: max(0, 1 - distance) of the means, over ordered pairs of different objects. As published the diagonal is
+      in the sum and its share is subtracted, which leaves 0.9999 for an image of one object and no gradient.
+  """
+  mask = valid.astype(jnp.float32)
+  count = mask.sum(1)
+  mean = (tl_embed + br_embed) / 2
+  spread = jnp.square(tl_embed - mean) + jnp.square(br_embed - mean)
+  pull = (spread * mask).sum(1) / (count + _EPSILON)
+
+  distance = jnp.abs(mean[:, :, None] - mean[:, None, :])
+  pairs = mask[:, :, None] * mask[:, None, :]
+  diagonal_share = (1 / (count + _EPSILON))[:, None, None]
+  hinge = (jax.nn.relu(1 - distance) - diagonal_share) * pairs
+  push = hinge.sum((1, 2)) / ((count - 1) * count + _EPSILON)
+  return pull.mean(), push.mean()
+
+
+def offset_loss(offset: jax.Array, target: jax.Array, valid: jax.Array, *, group: int) -> jax.Array:
+  """Smooth l1 (beta 1; the paper says l1) of offsets [B, N, 2], summed, over the objects of each group."""
+  mask = valid.astype(jnp.float32)
+  distance = jnp.abs(offset - target)
+  smooth = jnp.where(distance < 1, 0.5 * jnp.square(distance), distance - 0.5)
+  total = _grouped(smooth * mask[..., None], group).sum((1, 2, 3))
+  return (total / (_grouped(mask, group).sum((1, 2)) + _EPSILON)).mean()
+
+
+def detection_loss(
+  maps: list[KeypointMaps],
+  targets: Targets,
+  *,
+  group: int | None = None,
+  pull_weight: float = PULL_WEIGHT,
+  push_weight: float = PUSH_WEIGHT,
+  offset_weight: float = OFFSET_WEIGHT,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Eq. (2), averaged over the supervised stacks.
+
+  Args:
+    maps: one KeypointMaps per stack.
+    targets: of `targets.render`.
+    group: images per group (6 as published; None: the whole batch). B must be a multiple.
+
+  Returns:
+    The scalar loss and its weighted terms, which add up to it: focal_corner, focal_center, pull, push, offset.
+  """
+  batch = targets.valid.shape[0]
+  group = group or batch
+  if batch % group:
+    raise ValueError(f'a batch of {batch} images is not a multiple of the loss group of {group} images')
+
+  def stack_terms(m: KeypointMaps) -> dict[str, jax.Array]:
+    def offsets(field, cells, target):
+      return offset_loss(_at_cells(field, cells), target, targets.valid, group=group)
+
+    tl_embed = _at_cells(m.tl_embed, targets.tl_cell)[..., 0]
+    br_embed = _at_cells(m.br_embed, targets.br_cell)[..., 0]
+    pull, push = pull_push_loss(tl_embed, br_embed, targets.valid)
+    terms = dict(
+      focal_corner=focal_loss(m.tl_heat, targets.tl_heat, group=group)
+      + focal_loss(m.br_heat, targets.br_heat, group=group),
+      pull=pull_weight * pull,
+      push=push_weight * push,
+      offset=offset_weight
+      * (
+        offsets(m.tl_offset, targets.tl_cell, targets.tl_offset)
+        + offsets(m.br_offset, targets.br_cell, targets.br_offset)
+      ),
+    )
+    if m.center_heat is not None:
+      terms['focal_center'] = focal_loss(m.center_heat, targets.center_heat, group=group)
+      terms['offset'] += offset_weight * offsets(m.center_offset, targets.center_cell, targets.center_offset)
+    return terms
+
+  per_stack = [stack_terms(m) for m in maps]
+  terms = {name: sum(t[name] for t in per_stack) / len(maps) for name in per_stack[0]}
+  return sum(terms.values()), terms
