@@ -1,0 +1,47 @@
+"""Anyone's data in COCO format: a folder of images and a JSON per split; classes, names and sizes come from the data.
+
+  python -m triplet_det.main --config configs/coco_json.py --workdir runs/mine \\
+    --config.data.train.images=DIR --config.data.train.annotations=FILE \\
+    --config.data.eval.images=DIR --config.data.eval.annotations=FILE
+
+Variants: small (default; 1.9 M parameters, 255-pixel crops, for a CPU or one GPU), hg=52, hg=104 (511 pixels).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import triplet
+from triplet_det import inference
+from triplet_det.data import augment
+
+
+def get_config(variant: str = 'small') -> ConfigDict:
+  if variant not in ('small', 'hg=52', 'hg=104'):
+    raise ValueError(f'unknown variant {variant!r}; possible: small, hg=52, hg=104')
+  config = triplet.get_config('hg=104' if variant == 'small' else variant)
+  for split, name in (('train', 'train'), ('eval', 'validation')):
+    config.data[split] = dict(format='coco_json', images='', annotations='', split=name)
+  config.augment.update(scales=augment.SCALES, train_on_crowd=False)
+  config.data.num_workers = 0
+
+  config.model.norm_running = 'all'
+  config.batch_size = 8
+  config.group_size = 0
+  config.min_overlap = 0.3
+  config.published_radius = False
+  config.total_steps = 5_000
+  config.optimizer.update(base=1e-3, schedule='cosine', warmup_steps=200)
+  if variant == 'small':
+    config.input_size = 255
+    config.augment.border = 64
+    config.model.update(
+      dims=(48, 64, 96, 96), blocks=(1, 1, 1, 2), stem_width=24, head_width=48, pool_width=48
+    )
+
+  config.log_every = 20
+  config.checkpoint_every = 500
+  config.eval_every = 1_000
+  config.test = triplet.test_settings(inference.Settings())
+  config.eval_batch_size = 4
+  config.result_decimals = -1
+  config.draw_threshold = 0.3
+  return config

@@ -1,0 +1,52 @@
+"""The embedded data set: makes its scenes, trains a small triplet detector, evaluates it and draws its boxes.
+
+  python -m triplet_det.main --config configs/shapes.py --workdir runs/shapes
+
+About 12 minutes on 2 CPU cores. Variants: triplet (default), pairs (CornerNet: neither centers nor cascade corner pooling).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import triplet
+from triplet_det import inference
+from triplet_det.models.detector import VARIANTS
+
+
+def get_config(variant: str = 'triplet') -> ConfigDict:
+  if variant not in ('triplet', 'pairs'):
+    raise ValueError(f'unknown variant {variant!r}; possible: triplet, pairs')
+  config = triplet.get_config()
+  for split in ('train', 'eval'):
+    config.data[split] = dict(
+      format='shapes', data_dir='~/tensorflow_datasets', split={'train': 'train', 'eval': 'validation'}[split]
+    )
+  config.data.num_workers = 0
+
+  config.input_size = 127
+  config.augment.update(scales=(0.8, 0.9, 1.0, 1.1, 1.2), border=48, train_on_crowd=False)
+  config.colour_jitter = 0.2
+  config.lighting = 0.05
+
+  sizes = dict(VARIANTS['tiny'])
+  del sizes['num_classes']
+  config.model.update(sizes)
+  config.model.norm_running = 'all'
+  centers = variant == 'triplet'
+  config.model.update(center_branch=centers, center_pooling=centers, cascade_corner_pooling=centers)
+
+  config.batch_size = 8
+  config.group_size = 0
+  config.min_overlap = 0.3
+  config.published_radius = False
+
+  config.total_steps = 2_400
+  config.optimizer.update(base=2e-3, schedule='cosine', warmup_steps=100)
+  config.log_every = 20
+  config.checkpoint_every = 400
+  config.eval_every = 1_200
+
+  config.test = triplet.test_settings(inference.Settings())
+  config.eval_batch_size = 8
+  config.result_decimals = -1
+  config.draw_threshold = 0.3
+  return config

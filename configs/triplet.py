@@ -1,0 +1,84 @@
+"""The paper's run: CenterNet511 on COCO, 480,000 steps of batch 48 (Sec. 3.4); AP 44.9 on test-dev with hg=104.
+
+  python -m triplet_det.main --config configs/triplet.py:hg=104 --workdir gs://bucket/run
+
+Variants: hg=104 (default) or hg=52. COCO comes from `scripts/prepare_coco.py`. Every value can be overridden,
+`--config.total_steps=1000`. Values marked "published" are quirks of the released code that its AP was reached with.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict, config_dict
+
+from triplet_det import inference
+from triplet_det.data import augment
+from triplet_det.models.detector import VARIANTS
+
+
+def get_config(variant: str = 'hg=104') -> ConfigDict:
+  config = ConfigDict()
+  config.mode = 'train_and_eval'  # or train, eval
+  config.seed = 0
+
+  # Data. The images of train2017 are those of the paper's trainval35k, val2017 is minival.
+  config.data = ConfigDict()
+  config.data.train = dict(format='tfds', name='coco/2017', data_dir='~/tensorflow_datasets', split='train')
+  config.data.eval = dict(format='tfds', name='coco/2017', data_dir='~/tensorflow_datasets', split='validation')
+  config.data.num_workers = 8  # processes that decode and augment, per host; 0: threads of this process
+  config.data.num_threads = 2  # per process
+
+  # Augmentation on the host ...
+  config.input_size = 511
+  config.augment = ConfigDict()
+  config.augment.scales = augment.PUBLISHED_SCALES
+  config.augment.border = 128  # crop centers keep this distance from the image's edge, if it is large enough
+  config.augment.flip = True
+  config.augment.max_objects = 128
+  config.augment.train_on_crowd = True  # published
+  # ... and on the device.
+  config.colour_jitter = 0.4
+  config.lighting = 0.1
+
+  # Network: sizes and switches of Table 4; the number of classes comes from the data.
+  config.model = dict(VARIANTS[f'hourglass-{_choice(variant, "hg", ("104", "52"))}'])
+  del config.model.num_classes
+  config.model.update(center_branch=True, center_pooling=True, cascade_corner_pooling=True)
+  config.model.update(dtype='float32', remat='none', norm_running='first')  # norm_running: published
+
+  # Eq. (2). Norm statistics and losses are per group of 6 images: the published 8 GPUs x 6; 0 is the whole batch.
+  config.batch_size = 48
+  config.group_size = 6
+  config.min_overlap = 0.7  # of the Gaussians' radius; CornerNet has 0.3 and the right roots
+  config.published_radius = True  # published
+
+  # Adam, 2.5e-4 for 450,000 steps and a tenth of it for 30,000.
+  config.total_steps = 480_000
+  config.optimizer = dict(
+    base=2.5e-4, schedule='step', drop_step=450_000, drop_factor=0.1, warmup_steps=0, clip_norm=0.0
+  )
+
+  config.log_every = 100
+  config.checkpoint_every = 5_000
+  config.eval_every = 25_000
+
+  # Testing (Sec. 3.4): the image and its mirror image at the original resolution, top 70, soft-NMS, best 100.
+  config.test = test_settings(inference.PUBLISHED_CENTERNET)
+  config.eval_batch_size = 8
+  config.eval_checkpoint = 'best'  # of mode eval, in the workdir: best or checkpoints (the newest)
+  config.result_decimals = 2  # published: scores and boxes in the results JSON; -1 keeps all digits
+  config.draw_threshold = 0.5  # scores of the boxes drawn, Fig. 7
+  return config
+
+
+def test_settings(settings: inference.Settings) -> ConfigDict:
+  """The fields of `inference.Settings`, those that may be None included, as overridable values."""
+  values = dataclasses.asdict(settings)
+  return ConfigDict({k: config_dict.placeholder(float) if v is None else v for k, v in values.items()})
+
+
+def _choice(variant: str, key: str, possible: tuple[str, ...]) -> str:
+  given = dict(pair.partition('=')[::2] for pair in variant.split(',') if pair)
+  value = given.pop(key, possible[0])
+  if given or value not in possible:
+    raise ValueError(f'unknown variant {variant!r}; possible: {", ".join(f"{key}={p}" for p in possible)}')
+  return value

@@ -1,0 +1,48 @@
+"""Prepares an unzipped COCO download for training: array_record files and the original JSON, without TensorFlow.
+
+  python scripts/prepare_coco.py --coco /data/coco --data_dir /data/tfds
+
+`--coco` holds `annotations/` and the folders of images (`train2017/`, `val2017/`, ...). It needs as much
+space again as the images. Run a second time, it says that the data set is there.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from triplet_det.data import coco, coco_builder
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--coco', required=True, metavar='DIR', help='the unzipped COCO download')
+  parser.add_argument('--data_dir', required=True, metavar='OUT', help='where prepared data sets live')
+  parser.add_argument(
+    '--splits',
+    nargs='+',
+    default=['train2017', 'val2017'],
+    help='folders of the download (default: train2017 val2017; test2017 and test-dev2017 are possible)',
+  )
+  arguments = parser.parse_args()
+  try:
+    splits = coco_builder.official_splits(arguments.coco, arguments.splits)
+    year = arguments.splits[0][-4:]
+    was_there = (coco_builder.prepared_directory(arguments.data_dir, year) / 'dataset_info.json').exists()
+    directory = coco_builder.prepare(splits, arguments.data_dir, year)
+  except (FileNotFoundError, ValueError) as e:
+    sys.exit(f'prepare_coco: {e}')
+  print(f'{"already prepared" if was_there else "prepared"}: {directory}')
+  for split in splits:
+    source = coco.TfdsSource(data_dir=directory, split=split.name)
+    print(f'  {split.name}: {len(source)} images, {len(source.categories)} categories')
+  print(
+    'next:\n  python -m triplet_det.main --config configs/triplet.py --workdir WORKDIR '
+    f'--config.data.train.data_dir={arguments.data_dir} --config.data.eval.data_dir={arguments.data_dir}'
+    + (f' --config.data.train.name=coco/{year} --config.data.eval.name=coco/{year}' if year != '2017' else '')
+  )
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,364 @@
+"""The whole way from images to detections: published numbers, geometry by hand, batching that changes nothing."""
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.test_decode import golden_maps
+from triplet_det import inference, photometric
+from triplet_det.canvas import canvas_size, place
+from triplet_det.inference import Detector, Settings
+from triplet_det.nms import soft_nms_in_place
+from triplet_det.structs import KeypointMaps
+
+GOLDEN = {
+  name: np.load(pathlib.Path(__file__).parent / 'golden' / f'decode_{name}.npz') for name in ('centernet', 'cornernet')
+}
+PUBLISHED = dict(
+  centernet=(inference.PUBLISHED_CENTERNET, inference.PUBLISHED_CENTERNET_MULTI_SCALE),
+  cornernet=(inference.PUBLISHED_CORNERNET, inference.PUBLISHED_CORNERNET_MULTI_SCALE),
+)
+
+
+def stored_network(golden, case, scales):
+  """(apply_fn, variables) that answers with the stored maps of the scale whose input it sees."""
+  variables = [
+    dict(mean=jnp.asarray(golden[f'{case}/s{k}/input_f16_check'][0]), maps=golden_maps(golden, f'{case}/s{k}'))
+    for k in range(scales)
+  ]
+
+  def apply_fn(variables, images):
+    fitting = [v for v in variables if v['maps'].tl_heat.shape[1] == (images.shape[1] + 1) // 4]
+    # Two scales may share a canvas; their inputs differ in the mean.
+    which = jnp.argmin(jnp.stack([jnp.abs(images[0].mean() - v['mean']) for v in fitting]))
+    return jax.tree.map(lambda *maps: jnp.stack(maps)[which], *(v['maps'] for v in fitting))
+
+  return apply_fn, variables
+
+
+def assert_same_rows(got, want):
+  """Every row [x1 y1 x2 y2 score class] of one has its partner in the other."""
+  assert got.shape == want.shape
+  apart = np.abs(got[:, None, :4] - want[None, :, :4]).max(axis=-1) / 1e-2
+  apart = np.maximum(apart, np.abs(got[:, None, 4] - want[None, :, 4]) / 1e-5)
+  same = (apart <= 1) & (got[:, None, 5] == want[None, :, 5])
+  assert (same.sum(axis=0) == 1).all() and (same.sum(axis=1) == 1).all()
+
+
+def rows_of(detections):
+  return np.column_stack([detections.boxes, detections.scores, detections.classes])
+
+
+# Not CornerNet's other cases: their maps have fewer peaks than K, and torch fills up with any cells of the background.
+@pytest.mark.parametrize(
+  'name, case',
+  [('centernet', 'single'), ('centernet', 'single_large'), ('centernet', 'multi'), ('cornernet', 'single')],
+)
+def test_published_detections(name, case):
+  golden = GOLDEN[name]
+  settings = PUBLISHED[name][case == 'multi']
+  assert settings.scales == tuple(golden[f'{case}/scales'])
+  detector = Detector(*stored_network(golden, case, len(settings.scales)), settings, batch_size=1)
+  (found,) = detector([golden[f'{case}/image'][:, :, ::-1]])
+  want = golden[f'{case}/final'].copy()
+  want[:, 5] -= 1  # their classes count from 1
+  assert_same_rows(rows_of(found), want)
+  assert (np.diff(found.scores) <= 0).all() and found.valid.all()
+  assert detector.num_programs == len({golden[f'{case}/s{k}/input_shape'][2] for k in range(len(settings.scales))})
+
+
+@pytest.mark.parametrize('name', ['centernet', 'cornernet'])
+@pytest.mark.parametrize('case', ['single', 'single_large', 'multi'])
+def test_published_soft_nms_of_the_rows_handed_to_it(name, case):
+  rows, want = GOLDEN[name][f'{case}/pre_nms'], GOLDEN[name][f'{case}/final']
+  settings = PUBLISHED[name][case == 'multi'].nms_settings()
+  found = soft_nms_in_place(rows[:, :4], rows[:, 4], rows[:, 7], rows[:, 5], rows[:, 6], **settings)
+  assert_same_rows(rows_of(found), want)
+
+
+@pytest.mark.parametrize('case', ['single', 'single_large', 'multi'])
+def test_published_network_inputs(case):
+  golden = GOLDEN['centernet']
+  for k, scale in enumerate(golden[f'{case}/scales']):
+    canvas, _ = place(golden[f'{case}/image'][:, :, ::-1], scale, 128, cut_last_line=True)
+    image = np.asarray(photometric.normalise(canvas))[:, :, ::-1]
+    assert image.shape[:2] == tuple(golden[f'{case}/s{k}/input_shape'][2:])
+    mean, std, at_60_60, _ = golden[f'{case}/s{k}/input_f16_check']
+    np.testing.assert_allclose([image.mean(), image.std(), image[60, 60, 0]], [mean, std, at_60_60], atol=1e-5)
+    if case == 'single':
+      np.testing.assert_allclose(image.transpose(2, 0, 1), golden['single/s0/input'][0], atol=1e-6)
+
+
+def test_exact_rows_are_the_published_ones_without_the_stale():
+  golden = GOLDEN['centernet']
+  settings = dataclasses.replace(inference.PUBLISHED_CENTERNET, stale_rows=False)
+  (found,) = Detector(*stored_network(golden, 'single', 1), settings, batch_size=1)(
+    [golden['single/image'][:, :, ::-1]]
+  )
+  want = golden['single/final'].copy()
+  want[:, 5] -= 1
+  assert 0 < len(found.scores) < len(want)
+  partners = [(np.abs(want - row).max(axis=1) < 1e-2).sum() for row in rows_of(found)]
+  assert partners == [1] * len(partners)
+
+
+@pytest.mark.parametrize(
+  'size, multiple, want',
+  [((1, 1), 128, (127, 127)), ((127, 128), 128, (127, 255)), ((480, 640), 128, (511, 767)), ((9, 7), 8, (15, 7))],
+)
+def test_canvas_size(size, multiple, want):
+  assert canvas_size(*size, multiple) == want
+
+
+def test_an_image_in_the_middle_of_its_canvas():
+  image = np.arange(1, 5 * 6 * 3 + 1, dtype=np.uint8).reshape(5, 6, 3)
+  canvas, placement = place(image, 1.0, 16)
+  assert canvas.shape == (15, 15, 3)
+  np.testing.assert_array_equal(canvas[5:10, 4:10], image)
+  assert canvas.sum() == image.sum()
+  np.testing.assert_array_equal(placement.border, [4, 5])
+  np.testing.assert_array_equal(placement.size, [6, 5])
+
+
+def test_the_scale_of_a_resized_image():
+  image = np.full((33, 51, 3), 7, np.uint8)
+  canvas, placement = place(image, 0.6, 16)
+  np.testing.assert_array_equal(placement.size, [30, 19])
+  np.testing.assert_allclose(placement.scale, [30 / 51, 19 / 33])
+  np.testing.assert_allclose(place(image, 0.6, 16, nominal_scale=True)[1].scale, [0.6, 0.6])
+  assert (canvas == 7).all(axis=-1).sum() == 30 * 19
+
+
+@pytest.mark.parametrize('cut', [False, True])
+def test_an_image_as_large_as_its_canvas(cut):
+  canvas, placement = place(np.full((15, 31, 3), 9, np.uint8), 1.0, 16, cut_last_line=cut)
+  assert canvas.shape == (15, 31, 3) and not placement.border.any()
+  assert (canvas[:-1, :-1] == 9).all() and (canvas[-1] == (0 if cut else 9)).all()
+  assert (canvas[:, -1] == (0 if cut else 9)).all()
+
+
+@pytest.mark.parametrize('scale', [0.5, 1.0, 2.0])
+def test_one_pixel(scale):
+  canvas, placement = place(np.full((1, 1, 3), 200, np.uint8), scale, 128)
+  side = max(1, int(scale))
+  assert canvas.shape == (127, 127, 3) and (canvas == 200).sum() == 3 * side**2
+  np.testing.assert_array_equal(placement.size, [side, side])
+
+
+def test_normalise_takes_red_first():
+  pixel = np.array([[[255, 0, 51]]], np.uint8)
+  want = [(1 - 0.47026115) / 0.27809835, (0 - 0.44719302) / 0.27408164, (0.2 - 0.40789654) / 0.28863828]
+  np.testing.assert_allclose(photometric.normalise(pixel)[0, 0], want, rtol=1e-6)
+
+
+def box_network(tl, br, center=None, classes=2):
+  """apply_fn with one pair of corners at cells (x, y), class 1, and nothing else in every image; offsets (.25, .5)."""
+
+  def heat(shape, cell):
+    return jnp.full(shape, -jnp.inf).at[:, cell[1], cell[0], 1].set(3.0)
+
+  def apply_fn(variables, images):
+    shape = (images.shape[0], (images.shape[1] + 1) // 4, (images.shape[2] + 1) // 4, classes)
+    zero = jnp.zeros((*shape[:3], 1))
+    offset = jnp.broadcast_to(jnp.array([0.25, 0.5]), (*shape[:3], 2))
+    maps = KeypointMaps(heat(shape, tl), heat(shape, br), zero, zero, offset, offset)
+    return maps if center is None else maps.replace(center_heat=heat(shape, center), center_offset=offset)
+
+  return apply_fn
+
+
+def test_coordinates_by_hand():
+  """A 40 x 20 image (w x h) lies at (3, 5) in a canvas of 47 x 31 with maps of 12 x 8."""
+  apply_fn = box_network((4, 2), (10, 5))
+  settings = Settings(mirror=False, max_detections=1)
+  (found,) = Detector(apply_fn, {}, settings, levels=2)([np.zeros((20, 40, 3), np.uint8)])
+  left, top = 23 - 20, 15 - 10
+  stride = (47 / 12, 31 / 8)
+  want = [4.25 * stride[0] - left, 2.5 * stride[1] - top, 10.25 * stride[0] - left, 5.5 * stride[1] - top]
+  np.testing.assert_allclose(found.boxes, [want], rtol=1e-5)
+  np.testing.assert_allclose(found.scores, [1 / (1 + np.exp(-3))], rtol=1e-6)
+  assert found.classes.tolist() == [1]
+
+  (found,) = Detector(apply_fn, {}, Settings(max_detections=2), levels=2)([np.zeros((20, 40, 3), np.uint8)])
+  mirrored = [(12 - 10.25) * stride[0] - left, want[1], (12 - 4.25) * stride[0] - left, want[3]]
+  np.testing.assert_allclose(sorted(found.boxes.tolist()), sorted([want, mirrored]), rtol=1e-5)
+
+
+def test_coordinates_of_two_scales_by_hand():
+  """At scale 0.5 a 41 x 21 image is 20 x 10, and lies at (5, 2) in a canvas of 31 x 15."""
+  settings = Settings(scales=(0.5,), mirror=False)
+  (found,) = Detector(box_network((3, 1), (5, 2)), {}, settings, levels=2)([np.zeros((21, 41, 3), np.uint8)])
+  stride = (31 / 8, 15 / 4)
+  want = [
+    (3.25 * stride[0] - 5) * 41 / 20,
+    (1.5 * stride[1] - 2) * 21 / 10,
+    (5.25 * stride[0] - 5) * 41 / 20,
+    (2.5 * stride[1] - 2) * 21 / 10,
+  ]
+  np.testing.assert_allclose(found.boxes, [want], rtol=1e-5)
+  nominal = dataclasses.replace(settings, nominal_scale=True)
+  (found,) = Detector(box_network((3, 1), (5, 2)), {}, nominal, levels=2)([np.zeros((21, 41, 3), np.uint8)])
+  np.testing.assert_allclose(found.boxes, [np.array(want) / (np.array([41 / 20, 21 / 10] * 2) / 2)], rtol=1e-5)
+
+
+def test_boxes_far_outside_are_rejected_or_clipped():
+  image = np.zeros((20, 33, 3), np.uint8)
+  apply_fn = box_network((0, 2), (10, 5))  # begins at 0.25 * 47 / 12 - 7 = -6.02
+  assert len(Detector(apply_fn, {}, Settings(mirror=False), levels=2)([image])[0].scores) == 0
+  for margin in (None, 7.0):
+    (found,) = Detector(apply_fn, {}, Settings(mirror=False, outside_margin=margin), levels=2)([image])
+    np.testing.assert_allclose(found.boxes[0, 0], 0)
+
+
+def test_a_center_decides_and_scores():
+  image = np.zeros((20, 40, 3), np.uint8)
+  for center, kept in (((7, 4), 1), ((4, 4), 0)):
+    found = Detector(box_network((4, 1), (10, 6), center), {}, Settings(mirror=False), levels=2)([image])[0]
+    assert len(found.scores) == kept
+  assert len(Detector(box_network((4, 1), (10, 6)), {}, Settings(scales=(2.0,)), levels=2)([image])[0].scores)
+  with pytest.raises(ValueError, match=r'scale 1, .* \(2.0,\)'):
+    Detector(box_network((4, 1), (10, 6), (7, 4)), {}, Settings(scales=(2.0,)), levels=2)([image])
+
+
+def pixel_network(variables, images):
+  """Maps that depend on every image's own pixels: three classes, the three colours of one pixel per cell."""
+  cells = images[:, 1::4, 1::4] * variables['gain']
+  zero, offset = jnp.zeros((*cells.shape[:3], 1)), jnp.full((*cells.shape[:3], 2), 0.5)
+  return KeypointMaps(cells, cells[..., ::-1], zero, zero, offset, offset, jnp.abs(cells), offset)
+
+
+VARIABLES = dict(gain=np.float32(2.0))
+SMALL = Settings(window=1, top_k=40, num_pairs=200, max_detections=10, scales=(1.0, 1.5), merge_exponent=10)
+
+
+def random_images(seed, sizes):
+  rng = np.random.default_rng(seed)
+  return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+
+
+@pytest.fixture(scope='module')
+def detector():
+  return Detector(pixel_network, VARIABLES, SMALL, levels=2, batch_size=4)
+
+
+@pytest.fixture(scope='module')
+def images_alone(detector):
+  images = random_images(0, [(20, 30), (9, 9), (21, 29), (1, 1), (20, 30), (20, 31), (19, 29), (9, 10)])
+  alone = [detector([image])[0] for image in images]
+  assert sum(len(d.scores) for d in alone) > 30
+  return images, alone
+
+
+def assert_same(got, want):
+  np.testing.assert_allclose(rows_of(got), rows_of(want), atol=1e-4)
+  assert isinstance(got.boxes, np.ndarray) and got.valid.all() and got.valid.shape == got.scores.shape
+
+
+def test_list_in_list_out_in_order(detector, images_alone):
+  images, alone = images_alone
+  for got, want in zip(detector(images), alone, strict=True):
+    assert_same(got, want)
+  assert detector([]) == []
+
+
+def test_stream_gives_the_same_and_compiles_once_per_canvas(images_alone):
+  images, alone = images_alone
+  streaming = Detector(pixel_network, VARIABLES, SMALL, levels=2, batch_size=4)
+  made = streaming.compile_ahead(image.shape[:2] for image in images)
+  canvases = {canvas_size(int(h * s), int(w * s), 16) for h, w, _ in (i.shape for i in images) for s in SMALL.scales}
+  assert made == streaming.num_programs == len(canvases)
+  found = dict(streaming.stream((f'{i}.jpg', image) for i, image in enumerate(images)))
+  assert streaming.num_programs == made
+  assert list(sorted(found)) == [f'{i}.jpg' for i in range(len(images))]
+  for i, want in enumerate(alone):
+    assert_same(found[f'{i}.jpg'], want)
+
+
+def test_a_stream_holds_few_images(detector):
+  sizes = [((12, 12), (12, 28), (28, 12))[i % 7 % 3] for i in range(60)]
+  taken, most = 0, 0
+
+  def feed():
+    nonlocal taken
+    for item in enumerate(random_images(1, sizes)):
+      taken += 1
+      yield item
+
+  one_scale = Detector(pixel_network, VARIABLES, dataclasses.replace(SMALL, scales=(1.0,)), levels=2, batch_size=4)
+  seen = []
+  for key, _ in one_scale.stream(feed(), max_waiting=6):
+    seen.append(key)
+    most = max(most, taken - len(seen) + 1)
+  assert sorted(seen) == list(range(60))
+  assert most <= 6 + 2 * 4  # waiting, on the device, being given out
+
+
+def test_the_host_path_agrees_where_nothing_is_dropped(images_alone):
+  """With a score threshold of 0 no row is dropped, none is moved onto another, and the two soft-NMS agree."""
+  images, _ = images_alone
+  settings = dataclasses.replace(SMALL, merge_exponent=None, score_threshold=0.0)
+  exact = Detector(pixel_network, VARIABLES, settings, levels=2)(images[:3])
+  host = dataclasses.replace(settings, stale_rows=True)
+  for got, want in zip(Detector(pixel_network, VARIABLES, host, levels=2)(images[:3]), exact):
+    np.testing.assert_allclose(got.scores[:10], want.scores, rtol=1e-5)
+
+
+FOUR_DEVICES = """
+import jax, numpy as np
+from tests.test_inference import SMALL, VARIABLES, Detector, pixel_network, random_images
+mesh = jax.make_mesh((4,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+images = random_images(0, [(20, 30)] * 5)
+sharded = Detector(pixel_network, VARIABLES, SMALL, levels=2, batch_size=5, sharding=sharding)(images)
+alone = Detector(pixel_network, VARIABLES, SMALL, levels=2, batch_size=5)(images)
+assert jax.device_count() == 4 and sum(len(d.scores) for d in alone) > 10
+for a, b in zip(sharded, alone, strict=True):
+  np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-4)
+  np.testing.assert_allclose(a.scores, b.scores, atol=1e-6)
+"""
+
+
+def test_four_devices_give_what_one_gives():
+  environment = os.environ | dict(XLA_FLAGS='--xla_force_host_platform_device_count=4', JAX_PLATFORMS='cpu')
+  root = pathlib.Path(__file__).parent.parent
+  done = subprocess.run([sys.executable, '-c', FOUR_DEVICES], cwd=root, env=environment, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+  'image, said',
+  [
+    (np.zeros((4, 5), np.uint8), r'\(4, 5\): repeat the grey channel'),
+    (np.zeros((4, 5, 1), np.uint8), 'repeat the grey channel'),
+    (np.zeros((4, 5, 4), np.uint8), 'drop the alpha channel'),
+    (np.zeros((4, 5, 3), np.float32), 'float32 .* uint8'),
+    (np.zeros((4, 5, 3), np.uint16), 'uint16 .* uint8'),
+    (np.zeros((0, 5, 3), np.uint8), r'\(0, 5, 3\)'),
+  ],
+)
+def test_images_of_another_kind_are_named(detector, image, said):
+  good = np.zeros((4, 5, 3), np.uint8)
+  with pytest.raises(ValueError, match=f'image 1 must be a uint8 RGB array .*{said}'):
+    detector([good, image])
+  with pytest.raises(ValueError, match=f"image 'a.png' must be .*{said}"):
+    list(detector.stream([('a.png', image)]))
+
+
+def test_bad_settings_are_refused(detector):
+  with pytest.raises(ValueError, match=r'\(4, 5, 3\): pass \[image\]'):
+    detector(np.zeros((4, 5, 3), np.uint8))
+  with pytest.raises(ValueError, match='at least 1, got 0'):
+    Detector(pixel_network, VARIABLES, SMALL, batch_size=0)
+  with pytest.raises(ValueError, match=r'positive numbers, got \(1.0, 0\)'):
+    Settings(scales=(1.0, 0))
+  with pytest.raises(ValueError, match="'last'; possible: best, first"):
+    Settings(center_rule='last')
+  with pytest.raises(ValueError, match="'none'; possible: gaussian, linear, hard"):
+    Settings(nms_method='none')

@@ -1,0 +1,256 @@
+"""A COCO JSON, checked and packed: what is wrong is an error or a counted repair.
+
+Two views of one file: `read_annotations` packs the boxes into arrays that are cheap to send to workers, and
+`read_ground_truth` gives pycocotools the dictionary as it was written, with the repairs that pycocotools needs.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from etils import epath
+
+from triplet_det.categories import CategoryTable
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Annotations:
+  """The M images of a split and their n training boxes, image after image.
+
+  Attributes:
+    path: the JSON they were read from.
+    categories: the class index is the position in the JSON's `categories`, as in TFDS.
+    image_ids: [M] int64.
+    image_sizes: [M, 2] int32 (height, width), pixels.
+    file_names: M names, relative to the folder of images.
+    starts: [M + 1] int64, the boxes of image i are the rows starts[i]:starts[i + 1].
+    boxes: [n, 4] float32 x1 y1 x2 y2, fractions of width and height, inside [0, 1], not empty.
+    classes: [n] int32.
+    crowd: [n] bool.
+    ids: [n] int64, annotation ids (after repair).
+    areas: [n] float64, as annotated, pixels.
+    report: counts of what was found and of what was repaired.
+  """
+
+  path: str
+  categories: CategoryTable
+  image_ids: np.ndarray
+  image_sizes: np.ndarray
+  file_names: tuple[str, ...]
+  starts: np.ndarray
+  boxes: np.ndarray
+  classes: np.ndarray
+  crowd: np.ndarray
+  ids: np.ndarray
+  areas: np.ndarray
+  report: dict[str, int]
+
+  def __len__(self) -> int:
+    return len(self.file_names)
+
+  def rows(self, i: int) -> slice:
+    """The rows of `boxes`, `classes`, ... that belong to image i."""
+    return slice(int(self.starts[i]), int(self.starts[i + 1]))
+
+  def in_tfds_order(self, split: str) -> 'Annotations':
+    """The same images in the order in which TFDS stores them: by the MD5 of the split's name and the file name.
+
+    Every source is read in this order, so equal seeds give equal batches whatever the data were read from.
+    """
+    keys = [hashlib.md5((split + name.replace('\\', '/')).encode()).digest() for name in self.file_names]
+    order = np.array(sorted(range(len(self)), key=keys.__getitem__), np.int64)
+    rows = np.concatenate([np.arange(self.starts[i], self.starts[i + 1]) for i in order])
+    counts = np.diff(self.starts)[order]
+    return dataclasses.replace(
+      self,
+      image_ids=self.image_ids[order],
+      image_sizes=self.image_sizes[order],
+      file_names=tuple(self.file_names[i] for i in order),
+      starts=np.concatenate([[0], np.cumsum(counts)]),
+      boxes=self.boxes[rows],
+      classes=self.classes[rows],
+      crowd=self.crowd[rows],
+      ids=self.ids[rows],
+      areas=self.areas[rows],
+    )
+
+
+def read_annotations(path: epath.PathLike, *, require_boxes: bool = True) -> Annotations:
+  """Reads, checks and packs a COCO JSON.
+
+  Args:
+    path: the JSON.
+    require_boxes: False accepts a file without annotations, such as COCO's `image_info_test2017.json`.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: not a COCO JSON, or one that contradicts itself; the message names the file and the numbers.
+  """
+  data, repairs = _read_checked(path, require_boxes)
+  categories = CategoryTable.from_coco(data['categories'])
+  class_of = {category_id: index for index, category_id in enumerate(categories.ids)}
+  of_image = {image['id']: [] for image in data['images']}
+  for annotation in data['annotations']:
+    of_image[annotation['image_id']].append(annotation)
+
+  boxes, kept, starts = [], [], [0]
+  clipped = 0
+  for image in data['images']:
+    for annotation in of_image[image['id']]:
+      box = _fractions(annotation['bbox'], image['height'], image['width'])
+      inside = [min(max(v, 0.0), 1.0) for v in box]
+      clipped += inside != box
+      x1, y1, x2, y2 = np.float32(inside)
+      if x2 > x1 and y2 > y1:
+        boxes.append((x1, y1, x2, y2))
+        kept.append(annotation)
+    starts.append(len(boxes))
+
+  counts = np.diff(starts)
+  report = dict(
+    images=len(data['images']),
+    images_without_boxes=int((counts == 0).sum()),
+    boxes=len(boxes),
+    most_boxes_in_an_image=int(counts.max()),
+    crowd=sum(bool(annotation['iscrowd']) for annotation in kept),
+    clipped=clipped,
+    degenerate=len(data['annotations']) - len(boxes),
+    **repairs,
+  )
+  if require_boxes and not boxes:
+    raise ValueError(f'{path}: all {report["degenerate"]} boxes are degenerate (no width or height inside the image)')
+  return Annotations(
+    path=str(path),
+    categories=categories,
+    image_ids=np.array([image['id'] for image in data['images']], np.int64),
+    image_sizes=np.array([(image['height'], image['width']) for image in data['images']], np.int32),
+    file_names=tuple(image['file_name'] for image in data['images']),
+    starts=np.array(starts, np.int64),
+    boxes=np.array(boxes, np.float32).reshape(-1, 4),
+    classes=np.array([class_of[annotation['category_id']] for annotation in kept], np.int32),
+    crowd=np.array([annotation['iscrowd'] for annotation in kept], bool),
+    ids=np.array([annotation['id'] for annotation in kept], np.int64),
+    areas=np.array([annotation['area'] for annotation in kept], np.float64),
+    report=report,
+  )
+
+
+def read_ground_truth(path: epath.PathLike, *, require_boxes: bool = True) -> dict:
+  """The COCO dictionary for pycocotools, checked; boxes as written, only what pycocotools stumbles over is repaired.
+
+  Raises: as `read_annotations`.
+  """
+  return _read_checked(path, require_boxes)[0]
+
+
+def _fractions(bbox: list[float], height: int, width: int) -> list[float]:
+  # The order of operations is TFDS's, so that the float32 values agree to the bit.
+  x, y, w, h = bbox
+  return [x / width, y / height, (x + w) / width, (y + h) / height]
+
+
+def _read_checked(path: epath.PathLike, require_boxes: bool) -> tuple[dict, dict[str, int]]:
+  data = _parse(path)
+  needed = ['images', 'categories'] + ['annotations'] * require_boxes
+  missing = [key for key in needed if not isinstance(data.get(key), list)]
+  if missing:
+    raise ValueError(f'{path}: not a COCO JSON: needs the lists {needed}, without {missing}; it has {list(data)}')
+  data = {'info': {}, 'annotations': [], **data}  # pycocotools copies `info` into the results
+  for key in ('images', 'categories'):
+    if not data[key]:
+      raise ValueError(f'{path}: `{key}` is empty')
+  if require_boxes and not data['annotations']:
+    raise ValueError(f'{path}: 0 annotations for {len(data["images"])} images (require_boxes=False accepts a test set)')
+  _check_images(path, data['images'])
+  _check_categories(path, data['categories'])
+  _check_annotations(path, data)
+  return data, _repair(data['annotations'])
+
+
+def _parse(path: epath.PathLike) -> dict:
+  path = epath.Path(path)
+  if not path.is_file():
+    raise FileNotFoundError(f'no annotations at {path}')
+  try:
+    data = json.loads(path.read_bytes())
+  except ValueError as e:
+    raise ValueError(f'{path}: not a JSON file ({path.stat().length} bytes): {e}') from None
+  if not isinstance(data, Mapping):
+    raise ValueError(f'{path}: not a COCO JSON: the top level is a {type(data).__name__}, not an object')
+  return data
+
+
+def _check_images(path: epath.PathLike, images: list[dict]) -> None:
+  for n, image in enumerate(images):
+    numbers = [image.get(key) for key in ('id', 'height', 'width')]
+    if not all(isinstance(v, int) for v in numbers) or not isinstance(image.get('file_name'), str):
+      raise ValueError(f'{path}: images[{n}] needs integers id, height, width and a file_name, got {_short(image)}')
+    if image['height'] < 1 or image['width'] < 1:
+      raise ValueError(f'{path}: images[{n}] is {image["height"]} x {image["width"]} pixels: {_short(image)}')
+  for key in ('id', 'file_name'):
+    if doubled := _doubled([image[key] for image in images]):
+      raise ValueError(f'{path}: {len(doubled)} of {len(images)} images share their {key}: {doubled[:5]}')
+
+
+def _check_categories(path: epath.PathLike, categories: list[dict]) -> None:
+  for n, category in enumerate(categories):
+    if not isinstance(category.get('id'), int) or not isinstance(category.get('name'), str):
+      raise ValueError(f'{path}: categories[{n}] needs an integer id and a name, got {_short(category)}')
+  try:
+    CategoryTable.from_coco(categories)
+  except ValueError as e:
+    raise ValueError(f'{path}: {e}') from None
+
+
+def _check_annotations(path: epath.PathLike, data: dict) -> None:
+  known = {'image_id': {i['id'] for i in data['images']}, 'category_id': {c['id'] for c in data['categories']}}
+  for key, ids in known.items():
+    strangers = [n for n, annotation in enumerate(data['annotations']) if annotation.get(key) not in ids]
+    if strangers:
+      first = data['annotations'][strangers[0]]
+      raise ValueError(
+        f'{path}: {len(strangers)} of {len(data["annotations"])} annotations have an unknown {key}; the first is '
+        f'annotations[{strangers[0]}] with {key} {first.get(key)}; known: {len(ids)} ids, {_short(sorted(ids))}'
+      )
+  for n, annotation in enumerate(data['annotations']):
+    box = annotation.get('bbox')
+    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)):
+      raise ValueError(f'{path}: annotations[{n}]: bbox must be 4 numbers (x, y, width, height), got {box}')
+    if not all(map(math.isfinite, box)):
+      raise ValueError(f'{path}: annotations[{n}]: bbox {box} is not finite')
+
+
+def _repair(annotations: list[dict]) -> dict[str, int]:
+  """Fills and renumbers in place, and counts."""
+  counts = dict(filled_iscrowd=0, filled_area=0, renumbered_ids=0)
+  for annotation in annotations:
+    if annotation.get('iscrowd') is None:
+      annotation['iscrowd'] = 0
+      counts['filled_iscrowd'] += 1
+    if annotation.get('area') is None:
+      annotation['area'] = annotation['bbox'][2] * annotation['bbox'][3]
+      counts['filled_area'] += 1
+  ids = [annotation.get('id') for annotation in annotations]
+  # pycocotools marks an unmatched detection by annotation id 0 and indexes annotations by id.
+  if any(not isinstance(i, int) or i == 0 for i in ids) or _doubled(ids):
+    for n, annotation in enumerate(annotations, start=1):
+      annotation['id'] = n
+    counts['renumbered_ids'] = len(annotations)
+  return counts
+
+
+def _doubled(values: list) -> list:
+  seen, doubled = set(), []
+  for value in values:
+    if value in seen:
+      doubled.append(value)
+    seen.add(value)
+  return doubled
+
+
+def _short(value: object) -> str:
+  text = str(value)
+  return text if len(text) <= 120 else text[:117] + '...'

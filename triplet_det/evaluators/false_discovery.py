@@ -1,0 +1,33 @@
+"""The false discovery rate (Sec. 3.1, footnote 1; Sec. 4.3, Tables 1 and 3)."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from triplet_det.evaluators import coco_ap
+
+IOU_THRESHOLDS = tuple(np.linspace(0.05, 0.5, 10).tolist())
+
+
+def evaluate(ground_truth: Mapping, detections: Sequence[Mapping]) -> dict[str, float]:
+  """FD = 1 - AP, the AP taken at IoU 0.05, 0.10, ..., 0.50.
+
+  Args:
+    ground_truth: the parsed COCO JSON; not modified.
+    detections: COCO result rows; not modified.
+  Returns:
+    fractions in [0, 1], lower is better: FD; FD5, FD25, FD50 at one IoU (percent); FD_S, FD_M, FD_L by the size of
+    the object. NaN where the ground truth has no object of that size.
+  Raises:
+    ValueError: as `coco_ap.accumulate`.
+  """
+  result = coco_ap.accumulate(ground_truth, detections, iou_thresholds=IOU_THRESHOLDS)
+  return {
+    'FD': 1 - result.average_precision(),
+    'FD5': 1 - result.average_precision(iou=0.05),
+    'FD25': 1 - result.average_precision(iou=0.25),
+    'FD50': 1 - result.average_precision(iou=0.5),
+    'FD_S': 1 - result.average_precision(area='small'),
+    'FD_M': 1 - result.average_precision(area='medium'),
+    'FD_L': 1 - result.average_precision(area='large'),
+  }

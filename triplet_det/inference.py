@@ -1,0 +1,329 @@
+"""Images to detections: canvas buckets, mirror image, scales, central regions, soft-NMS (Sec. 3.4, "Inference")."""
+
+import collections
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from triplet_det import decode, nms, photometric
+from triplet_det.canvas import Placement, canvas_size, check_image, place, resized_size
+from triplet_det.central_region import CENTER_RULES, keep_triplets
+from triplet_det.structs import Detections, KeypointMaps, Pairs, Peaks
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How images are tested. The defaults are sound; `PUBLISHED_*` repeat the programs behind the papers' tables."""
+
+  scales: tuple[float, ...] = (1.0,)
+  mirror: bool = True  # each image together with its mirror image: even the paper's "single-scale" does
+  top_k: int = 70  # peaks per heatmap
+  num_pairs: int = 1000  # pairs of corners per image, mirror image and scale
+  window: int = 3  # side of the window of a local maximum, cells
+  embedding_threshold: float = 0.5
+  outside_margin: float | None = 5.0  # pixels a box may reach out of the resized image; None lets all be clipped
+  center_rule: str = 'best'  # of the centers in a box's region; 'first' is the published one, first in the list
+  nms_method: str = 'gaussian'
+  sigma: float = 0.5
+  overlap_threshold: float = 0.5  # for the methods linear and hard only
+  score_threshold: float = 0.001
+  max_detections: int = 100
+  merge_exponent: float | None = None  # see `nms.soft_nms`; published: 10 with several scales
+  inclusive: bool = False  # published: True, box sides + 1 pixel in the overlap
+  stale_rows: bool = False  # published: True, `nms.soft_nms_in_place` on the host, slower
+  nominal_scale: bool = False  # published: True, boxes are divided by the scale asked for, not by the rounded one
+  cut_last_line: bool = False  # published: True, an image as large as its canvas loses its last row or column
+
+  def __post_init__(self):
+    if not self.scales or min(self.scales) <= 0:
+      raise ValueError(f'scales must be one or more positive numbers, got {self.scales}')
+    if self.center_rule not in CENTER_RULES:
+      raise ValueError(f'unknown center_rule {self.center_rule!r}; possible: {", ".join(CENTER_RULES)}')
+    if self.nms_method not in nms.METHODS:
+      raise ValueError(f'unknown nms_method {self.nms_method!r}; possible: {", ".join(nms.METHODS)}')
+
+  def nms_settings(self) -> dict:
+    return dict(
+      method=self.nms_method,
+      sigma=self.sigma,
+      overlap_threshold=self.overlap_threshold,
+      score_threshold=self.score_threshold,
+      max_detections=self.max_detections,
+      inclusive=self.inclusive,
+      merge_exponent=self.merge_exponent,
+    )
+
+
+PUBLISHED_CENTERNET = Settings(
+  center_rule='first', inclusive=True, stale_rows=True, nominal_scale=True, cut_last_line=True
+)
+PUBLISHED_CENTERNET_MULTI_SCALE = dataclasses.replace(
+  PUBLISHED_CENTERNET, scales=(0.6, 1.0, 1.2, 1.5, 1.8), merge_exponent=10
+)
+PUBLISHED_CORNERNET = dataclasses.replace(PUBLISHED_CENTERNET, top_k=100, outside_margin=None)
+PUBLISHED_CORNERNET_MULTI_SCALE = dataclasses.replace(
+  PUBLISHED_CORNERNET, scales=(0.5, 0.75, 1.0, 1.25, 1.5), merge_exponent=10
+)
+
+
+def propose(
+  apply_fn: Callable[..., KeypointMaps], settings: Settings, variables, canvases: jax.Array, placement: Placement
+) -> tuple[Pairs, Peaks | None]:
+  """Pairs and centers of one scale, in pixels of the original images; the program compiled once per canvas size.
+
+  Args:
+    apply_fn: (variables, images [., H, W, 3] float32 normalised) -> KeypointMaps, of any stride.
+    settings: see `Settings`.
+    variables: of the network.
+    canvases: [B, H, W, 3] uint8 RGB.
+    placement: of the images in the canvases.
+
+  Returns:
+    Pairs [B, P] and Peaks [B, K] (None for CornerNet), those of the mirror image behind those of the image. A center
+    may lie outside its image; no central region does.
+  """
+  images = photometric.normalise(canvases)
+  height, width = images.shape[1:3]
+  if settings.mirror:  # next to its image, not behind the whole batch, so that a sharded batch stays where it is
+    images = jnp.stack([images, images[:, :, ::-1]], axis=1).reshape(-1, height, width, 3)
+  maps = apply_fn(variables, images)
+  pairs, centers = decode.decode(
+    maps,
+    top_k=settings.top_k,
+    num_pairs=settings.num_pairs,
+    window=settings.window,
+    embedding_threshold=settings.embedding_threshold,
+  )
+  out_height, out_width = maps.tl_heat.shape[1:3]
+  if settings.mirror:
+    pairs, centers = _with_mirrored(pairs, centers, out_width)
+  return _to_image(pairs, centers, (width / out_width, height / out_height), placement, settings.outside_margin)
+
+
+def _with_mirrored(pairs: Pairs, centers: Peaks | None, out_width: int) -> tuple[Pairs, Peaks | None]:
+  """Rows image, mirror image, image, ... [2 B, P] -> both together [B, 2 P], the mirror image's turned back."""
+  boxes = pairs.boxes.at[1::2, :, 0].set(out_width - pairs.boxes[1::2, :, 2])
+  boxes = boxes.at[1::2, :, 2].set(out_width - pairs.boxes[1::2, :, 0])
+  pairs = pairs.replace(boxes=boxes)
+  if centers is not None:
+    centers = centers.replace(x=centers.x.at[1::2].set(out_width - centers.x[1::2]))
+  return jax.tree.map(lambda a: a.reshape(a.shape[0] // 2, 2 * a.shape[1], *a.shape[2:]), (pairs, centers))
+
+
+def _to_image(pairs, centers, stride, placement, outside_margin):
+  """Output cells -> canvas pixels -> resized image, where boxes are rejected or clipped -> original image."""
+  border, size, scale = (a[:, None] for a in (placement.border, placement.size, placement.scale))
+  corners = pairs.boxes.reshape(*pairs.boxes.shape[:2], 2, 2) * jnp.array(stride) - border[:, None]
+  if outside_margin is not None:
+    near, far = corners[:, :, 0], corners[:, :, 1]
+    inside = ((near > -outside_margin) & (far < size + outside_margin)).all(axis=-1)
+    valid = pairs.valid & inside
+    pairs = pairs.replace(valid=valid, scores=jnp.where(valid, pairs.scores, -1.0))
+  corners = jnp.clip(corners, 0, size[:, None]) / scale[:, None]
+  pairs = pairs.replace(boxes=corners.reshape(pairs.boxes.shape))
+  if centers is not None:
+    centers = centers.replace(
+      x=(centers.x * stride[0] - border[..., 0]) / scale[..., 0],
+      y=(centers.y * stride[1] - border[..., 1]) / scale[..., 1],
+    )
+  return pairs, centers
+
+
+def select(pairs: Pairs, settings: Settings) -> Detections:
+  """The best boxes [B, D] of the pairs [B, P] of all scales, after soft-NMS."""
+  suppress = jax.vmap(functools.partial(nms.soft_nms, **settings.nms_settings()))
+  return suppress(pairs.boxes, pairs.scores, pairs.classes, pairs.tl_scores, pairs.br_scores)
+
+
+def select_on_host(pairs: Pairs, settings: Settings) -> Detections:
+  """`select` for one image as published, `nms.soft_nms_in_place`: valid NumPy pairs [P], whose order matters."""
+  return nms.soft_nms_in_place(
+    pairs.boxes, pairs.scores, pairs.classes, pairs.tl_scores, pairs.br_scores, **settings.nms_settings()
+  )
+
+
+class Detector:
+  """Images in, detections out, in pixels of each image.
+
+  Images whose canvases are equal at all scales share a batch. The network is compiled once per canvas size and
+  batch size; everything after it once per batch size.
+
+  Attributes:
+    num_programs: how many times the network was compiled.
+  """
+
+  def __init__(
+    self,
+    apply_fn: Callable[..., KeypointMaps],
+    variables,
+    settings: Settings = Settings(),
+    *,
+    levels: int = 5,
+    batch_size: int = 8,
+    sharding: jax.sharding.NamedSharding | None = None,
+  ):
+    """Args:
+    apply_fn: (variables, images [., H, W, 3] float32 normalised) -> KeypointMaps of the last stack.
+    variables: of the network.
+    settings: see `Settings`.
+    levels: how many times the hourglass halves its input (len(dims) - 1; published: 5), behind a stem of stride 4.
+    batch_size: images per batch, not counting mirror images; rounded up to a multiple of the devices.
+    sharding: of the batch axis over this process's devices; None is one device.
+    """
+    if batch_size < 1:
+      raise ValueError(f'batch_size must be at least 1, got {batch_size}')
+    self.settings = settings
+    self.batch_size = batch_size
+    self.multiple = 4 * 2**levels  # of canvas sides + 1
+    self._sharding = sharding
+    self.use(variables)
+    self._propose = jax.jit(functools.partial(propose, apply_fn, settings))
+    self._finish = jax.jit(self._finish_batch)
+    self._programs = {}
+
+  @property
+  def num_programs(self) -> int:
+    return len(self._programs)
+
+  def use(self, variables) -> None:
+    """Other weights of the same network, from now on; nothing is compiled anew."""
+    mesh_wide = self._sharding and jax.sharding.NamedSharding(self._sharding.mesh, jax.sharding.PartitionSpec())
+    self._variables = jax.device_put(variables, mesh_wide)
+
+  def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
+    """Detections of each image, in order.
+
+    Args:
+      images: uint8 RGB arrays [height, width, 3], of any sizes.
+
+    Returns:
+      One Detections of NumPy arrays per image, without the batch axis, valid rows only, best first.
+
+    Raises:
+      ValueError: an image of another type or shape; says which.
+    """
+    if isinstance(images, np.ndarray) and images.ndim == 3:
+      raise ValueError(f'the detector takes a list of images, got one array of shape {images.shape}: pass [image]')
+    images = [check_image(image, i) for i, image in enumerate(images)]
+    batches = self._batches(enumerate(images), max_waiting=len(images) + 1)
+    found = dict(self._overlapped(batches, lambda n: min(self.batch_size, 1 << (n - 1).bit_length())))
+    return [found[i] for i in range(len(images))]
+
+  def stream(
+    self, keyed_images: Iterable[tuple[Hashable, np.ndarray]], *, max_waiting: int | None = None
+  ) -> Iterator[tuple[Hashable, Detections]]:
+    """Yields (key, Detections) for every (key, image) as batches fill, not in order; for data sets of any length.
+
+    Incomplete batches are padded to `batch_size`, so every canvas size needs one program only. At most `max_waiting`
+    images (default 16 batches) wait for others of their canvas; then the fullest batch goes as it is.
+    """
+    checked = ((key, check_image(image, key)) for key, image in keyed_images)
+    batches = self._batches(checked, max_waiting or 16 * self.batch_size)
+    yield from self._overlapped(batches, lambda n: self.batch_size)
+
+  def compile_ahead(self, sizes: Iterable[tuple[int, int]]) -> int:
+    """Compiles what `stream` needs for images of these (height, width); returns the number of programs made."""
+    before = self.num_programs
+    canvases = {canvas for height, width in sizes for canvas in self._canvases(height, width)}
+    for done, canvas in enumerate(sorted(canvases)):
+      self._program(canvas, self._rows(self.batch_size))
+      logging.info('canvas %d of %d is ready', done + 1, len(canvases))
+    return self.num_programs - before
+
+  def _canvases(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
+    return tuple(canvas_size(*resized_size(height, width, s), self.multiple) for s in self.settings.scales)
+
+  def _rows(self, count: int) -> int:
+    """Rows of the batch for `count` images: as many on every device."""
+    devices = 1 if self._sharding is None else self._sharding.num_devices
+    return -(-count // devices) * devices
+
+  def _batches(self, keyed_images, max_waiting: int) -> Iterator[list]:
+    """Groups (key, image) by canvases; a group goes when it is full, or the fullest when too many wait."""
+    waiting = collections.defaultdict(list)
+    for item in keyed_images:
+      bucket = self._canvases(*item[1].shape[:2])
+      waiting[bucket].append(item)
+      if len(waiting[bucket]) == self.batch_size:
+        yield waiting.pop(bucket)
+      elif sum(map(len, waiting.values())) >= max_waiting:
+        yield waiting.pop(max(waiting, key=lambda b: len(waiting[b])))
+    yield from waiting.values()
+
+  def _overlapped(self, batches, rows_for: Callable[[int], int]) -> Iterator[tuple[Hashable, Detections]]:
+    """Runs batches; the host prepares the next one while the device works on the last."""
+    before = None
+    for batch in batches:
+      keys, images = zip(*batch)
+      running = keys, self._launch(images, self._rows(rows_for(len(images))))
+      if before is not None:
+        yield from self._collect(*before)
+      before = running
+    if before is not None:
+      yield from self._collect(*before)
+
+  def _launch(self, images: Sequence[np.ndarray], rows: int):
+    """Sends a batch of images of one bucket to the device; returns without waiting for it."""
+    found = []
+    for scale in self.settings.scales:
+      placed = [
+        place(
+          image,
+          scale,
+          self.multiple,
+          nominal_scale=self.settings.nominal_scale,
+          cut_last_line=self.settings.cut_last_line,
+        )
+        for image in images
+      ]
+      placed += [placed[0]] * (rows - len(placed))  # padding of the batch, thrown away in _collect
+      canvases, placement = jax.tree.map(lambda *a: np.stack(a), *placed)
+      if self._sharding is not None:
+        canvases, placement = jax.device_put((canvases, placement), self._sharding)
+      found.append(self._program(canvases.shape[1:3], rows)(self._variables, canvases, placement))
+    return self._finish(found)
+
+  def _finish_batch(self, found: list[tuple[Pairs, Peaks | None]]):
+    """What follows the network: pairs and centers of all scales -> Detections, or Pairs for the host to finish."""
+    scales, (pairs, centers) = self.settings.scales, zip(*found)
+    pairs = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), *pairs)
+    if centers[0] is not None:
+      if 1.0 not in scales:
+        raise ValueError(f'centers are taken from scale 1, which is not among the scales {scales}')
+      pairs = keep_triplets(pairs, centers[scales.index(1.0)], center_rule=self.settings.center_rule)
+    if not self.settings.stale_rows:
+      return select(pairs, self.settings)
+    if centers[0] is not None:  # CenterNet's program sorts before its soft-NMS, CornerNet's does not
+      order = jnp.argsort(pairs.scores, axis=1, descending=True, stable=True)
+      pairs = jax.vmap(lambda one, rows: jax.tree.map(lambda a: a[rows], one))(pairs, order)
+    return pairs
+
+  def _collect(self, keys, result: Detections | Pairs) -> Iterator[tuple[Hashable, Detections]]:
+    """Waits for a batch and cuts it into images."""
+    result = jax.device_get(result)
+    for i, key in enumerate(keys):
+      rows = np.flatnonzero(result.valid[i])
+      one = jax.tree.map(lambda a: a[i][rows], result)  # noqa: B023, used at once
+      yield key, select_on_host(one, self.settings) if self.settings.stale_rows else one
+
+  def _program(self, canvas: tuple[int, int], rows: int):
+    """The compiled network program of a canvas size and batch size."""
+    if (canvas, rows) not in self._programs:
+      start = time.monotonic()
+      shaped = functools.partial(jax.ShapeDtypeStruct, sharding=self._sharding)
+      pair = shaped((rows, 2), np.float32)
+      lowered = self._propose.lower(
+        self._variables, shaped((rows, *canvas, 3), np.uint8), Placement(border=pair, size=pair, scale=pair)
+      )
+      self._programs[canvas, rows] = lowered.compile()
+      logging.info(
+        'compiled canvas %d x %d, batch %d in %.1f s (program %d)',
+        *(canvas[1], canvas[0], rows, time.monotonic() - start, self.num_programs),
+      )
+    return self._programs[canvas, rows]

@@ -1,0 +1,123 @@
+"""Trains, evaluates, or both: `python -m triplet_det.main --config configs/shapes.py --workdir runs/shapes`.
+
+Any value of the config can be overridden: `--config.total_steps=500 --config.model.center_branch=false`.
+`--config.mode` is train_and_eval (default), train or eval. The same command continues a run that was stopped.
+
+Exit codes: 0 done; 2 the command, data or checkpoint do not fit; 3 the loss is not a number; 75 stopped by a signal
+with the state saved, run the same command again.
+"""
+
+import difflib
+import re
+import sys
+
+import jax
+from absl import app, flags, logging
+from etils import epath
+from ml_collections import ConfigDict, config_flags
+
+from triplet_det import checkpoints, evaluate, inference, sharding, train
+from triplet_det.data import pipeline
+from triplet_det.models import detector
+
+MODES = ('train_and_eval', 'train', 'eval')
+EXIT_MISFIT, EXIT_NON_FINITE, EXIT_STOPPED = 2, 3, 75
+
+_CONFIG = config_flags.DEFINE_config_file('config', help_string='config file, with its variant: configs/triplet.py:hg=104')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'run folder: checkpoints, metrics, pictures; local or gs://')
+_CACHE = flags.DEFINE_string('compilation_cache', '~/.cache/triplet_det', 'folder of compiled programs; empty: none')
+
+
+def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
+  """Mode eval: the metrics of the checkpoint in `workdir` (config.eval_checkpoint) on the split config.data.eval."""
+  variables, record = checkpoints.load_weights(workdir, which=config.eval_checkpoint)
+  source = pipeline.open_source(**config.data.eval)
+  module = detector.build(dict(record.model, dtype=config.model.dtype))
+  mesh = sharding.make_mesh()
+  tester = evaluate.make_detector(
+    module,
+    variables,
+    inference.Settings(**config.test.to_dict()),
+    batch_size=config.eval_batch_size,
+    sharding=sharding.over_data(mesh) if mesh.devices.size > 1 else None,
+  )
+  logging.info('evaluating step %d of %s on %d images', record.step, workdir, len(source))
+  return evaluate.evaluate(
+    tester,
+    source,
+    record.categories,
+    workdir / 'eval' / f'{config.data.eval.split}_step_{record.step:06d}',
+    decimals=config.result_decimals,
+    draw_threshold=config.draw_threshold,
+    about=dict(step=record.step, split=config.data.eval.split),
+  )
+
+
+def run(config: ConfigDict, workdir: str) -> None:
+  """Does what `config.mode` says and prints the metrics."""
+  if config.mode not in MODES:
+    raise ValueError(f'config.mode is {config.mode!r}; possible: {", ".join(MODES)}')
+  folder = epath.Path(workdir).expanduser()
+  metrics = evaluate_checkpoint(config, folder) if config.mode == 'eval' else train.train(config, folder)
+  if metrics:
+    print(f'COCO metrics on {config.data.eval.split}:\n{evaluate.format_metrics(metrics)}')
+  print(f'everything is in {folder}')
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'not understood: {argv[1:]}')
+  logging.set_verbosity(logging.INFO)
+  if _CACHE.value:
+    jax.config.update('jax_compilation_cache_dir', str(epath.Path(_CACHE.value).expanduser()))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+  try:
+    run(_CONFIG.value, _WORKDIR.value)
+  except train.Preempted as stopped:
+    logging.warning('%s', stopped)
+    sys.exit(EXIT_STOPPED)
+  except train.NonFiniteLoss as error:
+    _fail(error, EXIT_NON_FINITE)
+  except (ValueError, FileNotFoundError, KeyError) as error:
+    _fail(error, EXIT_MISFIT)
+
+
+def _fail(error: Exception, code: int) -> None:
+  """One clear message; the stack only for those who ask for it."""
+  logging.debug('where it happened:', exc_info=error)
+  print(f'\nerror: {error.args[0] if isinstance(error, KeyError) else error}\n(--v=1 shows where)', file=sys.stderr)
+  sys.exit(code)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """Flags as absl parses them; a misspelled config key is answered with the nearest known one."""
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, ValueError, TypeError, FileNotFoundError) as error:
+    print(f'error: {_explain(str(error), argv)}', file=sys.stderr)
+    sys.exit(EXIT_MISFIT)
+
+
+def _explain(message: str, argv: list[str]) -> str:
+  """The message, and for an unknown key of the config the keys that are known where it was looked for."""
+  for argument in argv:
+    match = re.match(r'--?config\.([\w.]+)', argument)
+    if not match or flags.FLAGS['config'].value is None:
+      continue
+    place, path = flags.FLAGS['config'].value, []
+    for key in match.group(1).split('.'):
+      if not isinstance(place, ConfigDict):
+        break
+      if key not in place:
+        near = difflib.get_close_matches(key, place.keys(), n=1)
+        hint = f'; did you mean {near[0]!r}?' if near else '.'
+        where = '.'.join(['config', *path])
+        return f'unknown key {key!r} in {where}{hint} Known keys: {", ".join(sorted(place.keys()))}'
+      path.append(key)
+      place = place[key]
+  return message
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['config', 'workdir'])
+  app.run(main, flags_parser=_parse)

@@ -1,0 +1,245 @@
+"""The training loop, read from top to bottom (Sec. 3.4)."""
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+from absl import logging
+from clu import parameter_overview
+from etils import epath
+from ml_collections import ConfigDict
+
+from triplet_det import curves, drawing, evaluate, inference, optimizer, sharding
+from triplet_det.checkpoints import Checkpoints, RunRecord
+from triplet_det.data import pipeline
+from triplet_det.metric_writers import MetricWriter, read_metrics
+from triplet_det.models import detector
+from triplet_det.progress import ProgressLine, duration
+from triplet_det.structs import Batch
+from triplet_det.train_step import init_state, make_train_step
+
+
+class Preempted(Exception):
+  """The run was asked to stop (SIGTERM); its state is saved."""
+
+
+class NonFiniteLoss(Exception):
+  """A term of the loss is not a number; the last good checkpoint is kept."""
+
+
+def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
+  """Trains to `config.total_steps`, from the newest checkpoint in `workdir` if there is one.
+
+  Returns:
+    The metrics of the last evaluation; empty in mode 'train'.
+
+  Raises:
+    Preempted: after SIGTERM, once the state is saved.
+    NonFiniteLoss: names the step and the terms.
+    ValueError: data, config or checkpoint do not fit; see the message.
+  """
+  workdir = epath.Path(workdir).expanduser()
+
+  # Mesh and data.
+  mesh = sharding.make_mesh()
+  sharding.check_batch(config.batch_size, mesh, config.group_size)
+  source = pipeline.open_source(**config.data.train)
+  categories = source.categories
+  evaluates = config.mode == 'train_and_eval'
+  eval_source = pipeline.open_source(**config.data.eval) if evaluates else None
+  if evaluates and eval_source.categories != categories:
+    raise ValueError('data.eval does not fit data.train: ' + evaluate.differences(categories, eval_source.categories))
+
+  # Network, optimizer, step.
+  model = dict(config.model, num_classes=len(categories), norm_group=config.group_size or None)
+  module = detector.build(model)
+  schedule = config.optimizer.to_dict()
+  clip_norm = schedule.pop('clip_norm')
+  rate = optimizer.learning_rate(total_steps=config.total_steps, **schedule)
+  adam = optimizer.adam(rate, clip_norm=clip_norm)
+  step_fn = make_train_step(
+    module,
+    adam,
+    seed=config.seed,
+    colour_jitter=config.colour_jitter,
+    lighting=config.lighting,
+    min_overlap=config.min_overlap,
+    published_radius=config.published_radius,
+  )
+  everywhere = sharding.replicated(mesh)
+  train_step = jax.jit(
+    step_fn,
+    in_shardings=(everywhere, sharding.over_data(mesh)),
+    out_shardings=(everywhere, everywhere),
+    donate_argnums=0,
+  )
+
+  # State: the newest checkpoint, or fresh parameters.
+  initialise = jax.jit(lambda: init_state(module, adam, config.seed), out_shardings=everywhere)
+  checkpoints = Checkpoints(workdir)
+  like = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(initialise)
+  )
+  restored = checkpoints.restore_newest(like, model=model)
+  state, record = restored if restored else (initialise(), None)
+  first_step = record.step if record else 0
+  unlogged = list(record.unlogged) if record else []
+  record = RunRecord(step=first_step, categories=categories, model=model, test=config.test.to_dict())
+
+  # Log: what runs where, and the network.
+  is_first_host = jax.process_index() == 0
+  writer = MetricWriter(workdir if is_first_host else None, resume_step=first_step)
+  writer.write_texts(0, {'config': f'```\n{config}```'})
+  logging.info(
+    '%s step %d of %d: %d images a step on %d %s device(s), %d training images, %d classes, %.2f M parameters',
+    'continuing at' if restored else 'starting at',
+    *(first_step, config.total_steps, config.batch_size, mesh.devices.size, mesh.devices.flat[0].platform),
+    *(len(source), len(categories), parameter_overview.count_parameters(state.params) / 1e6),
+  )
+
+  # Evaluation: the detector's programs are compiled once for the run.
+  tester = None
+
+  def evaluate_now() -> dict[str, float]:
+    nonlocal tester
+    if tester is None:
+      tester = evaluate.make_detector(
+        module,
+        state.variables,
+        inference.Settings(**config.test.to_dict()),
+        batch_size=config.eval_batch_size,
+        sharding=sharding.over_data(mesh) if mesh.devices.size > 1 else None,
+      )
+    tester.use(state.variables)
+    found = evaluate.evaluate(
+      tester,
+      eval_source,
+      categories,
+      evaluation_folder(workdir, step),
+      decimals=config.result_decimals,
+      draw_threshold=config.draw_threshold,
+      about=dict(step=step, split=config.data.eval.split),
+    )
+    writer.write_scalars(step, {f'eval/{name}': value for name, value in found.items()})
+    writer.flush()
+    if found:
+      logging.info('step %d: AP %.3f, AP50 %.3f', step, found['AP'], found['AP50'])
+      if found['AP'] > checkpoints.best_metric('AP'):
+        checkpoints.save_best(state.variables, dataclasses.replace(record, step=step, metrics=found))
+    return found
+
+  def is_evaluated(step: int) -> bool:
+    return evaluates and step > 0 and (step % config.eval_every == 0 or step == config.total_steps)
+
+  # Steps. Batch k is a function of (seed, k), so the input continues where the state does.
+  batches = pipeline.train_batches(
+    source,
+    batch_size=config.batch_size,
+    input_size=config.input_size,
+    seed=config.seed,
+    start_step=first_step,
+    num_workers=config.data.num_workers,
+    num_threads=config.data.num_threads,
+    host_index=jax.process_index(),
+    host_count=jax.process_count(),
+    **config.augment,
+  )
+  progress = ProgressLine(config.total_steps, first_step, prefix='train')
+  metrics, pending, step = {}, [], first_step
+
+  def settle() -> None:
+    """Waits for the steps so far; from here on their losses are known to be finite."""
+    while pending:
+      at, values = pending.pop(0)
+      values = {name: float(value) for name, value in jax.device_get(values).items()}
+      if bad := {name: value for name, value in values.items() if not math.isfinite(value)}:
+        raise NonFiniteLoss(f'step {at}: {bad}; the checkpoints in {workdir} are of earlier steps')
+      unlogged.append((at, values))
+
+  def save() -> None:
+    settle()
+    checkpoints.save(state, dataclasses.replace(record, step=step, unlogged=tuple(unlogged)))
+
+  try:
+    with stop_signal() as stopped:
+      if is_evaluated(step):  # stopped between the checkpoint and the end of its evaluation, or already at the end
+        metrics = evaluate.read_metrics(evaluation_folder(workdir, step)) or evaluate_now()
+      if step < config.total_steps:
+        logging.info('compiling the training step ...')
+      started = time.monotonic()
+      for step in range(first_step + 1, config.total_steps + 1):
+        asked = time.monotonic()
+        batch = sharding.to_global(Batch(**next(batches)), mesh)
+        waited = time.monotonic() - asked
+        state, step_metrics = train_step(state, batch)
+        pending.append((step, step_metrics))
+        progress.update(step, loss=step_metrics['loss'], images=config.batch_size, wait_seconds=waited)
+
+        if step % config.log_every == 0 or step == config.total_steps:
+          settle()
+          means = {f'train/{name}': np.mean([v[name] for _, v in unlogged]) for name in unlogged[0][1]}
+          writer.write_scalars(step, means | {'train/learning_rate': rate(step - 1)})
+          unlogged.clear()
+        if stopped():
+          save()
+          raise Preempted(f'stopped by a signal after step {step}; the same command continues from there')
+        if step % config.checkpoint_every == 0 or is_evaluated(step) or step == config.total_steps:
+          save()
+        if is_evaluated(step):
+          progress.clear()
+          metrics = evaluate_now()
+      logging.info('%d steps in %s', config.total_steps - first_step, duration(time.monotonic() - started))
+  finally:
+    progress.close()
+    batches.close()
+    checkpoints.close()
+    writer.close()
+  if is_first_host:
+    draw_curves(workdir)
+  return metrics
+
+
+def evaluation_folder(workdir: epath.Path, step: int) -> epath.Path:
+  """Where the results, metrics and pictures of a step's evaluation are."""
+  return workdir / 'eval' / f'step_{step:06d}'
+
+
+@contextmanager
+def stop_signal() -> Iterator[Callable[[], bool]]:
+  """Gives a function that says whether SIGTERM or the first Ctrl-C has come; a second signal ends at once."""
+  came = []
+  before = {}
+
+  def note(number, frame):
+    came.append(number)
+    signal.signal(number, before[number])
+
+  for number in (signal.SIGTERM, signal.SIGINT):
+    before[number] = signal.signal(number, note)
+  try:
+    yield lambda: bool(came)
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def draw_curves(workdir: epath.Path) -> None:
+  """The run's metrics.jsonl as pictures: loss.png with its terms, ap.png with AP, AP50 and AP75 if evaluated."""
+  rows = read_metrics(workdir / 'metrics.jsonl')
+
+  def series(prefix: str, names: list[str]) -> dict:
+    chosen = {name: [(row['step'], row[prefix + name]) for row in rows if prefix + name in row] for name in names}
+    return {name: tuple(zip(*points)) for name, points in chosen.items() if points}
+
+  terms = ['loss', 'focal_corner', 'focal_center', 'pull', 'push', 'offset']
+  for file, title, curve in (
+    ('loss.png', 'training loss', series('train/', terms)),
+    ('ap.png', 'validation AP', series('eval/', ['AP', 'AP50', 'AP75'])),
+  ):
+    if curve:
+      drawing.save_png(workdir / file, curves.plot_curves(curve, title, 'step', title))
