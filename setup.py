@@ -28,7 +28,7 @@ setup(
     'jax>=0.10',
     'ml_collections>=1.0',
     'numpy>=2.0',
-    'opencv-python-headless>=4.10',
+    'opencv-python-headless>=4.11',
     'optax>=0.2.5',
     'orbax-checkpoint>=0.11.20',
     'pycocotools>=2.0.8',

@@ -33,9 +33,7 @@ def get_config(variant: str = 'small') -> ConfigDict:
   if variant == 'small':
     config.input_size = 255
     config.augment.border = 64
-    config.model.update(
-      dims=(48, 64, 96, 96), blocks=(1, 1, 1, 2), stem_width=24, head_width=48, pool_width=48
-    )
+    config.model.update(dims=(48, 64, 96, 96), blocks=(1, 1, 1, 2), stem_width=24, head_width=48, pool_width=48)
 
   config.log_every = 20
   config.checkpoint_every = 500

@@ -16,6 +16,7 @@ from triplet_det.models.detector import VARIANTS
 
 
 def get_config(variant: str = 'hg=104') -> ConfigDict:
+  chosen = parse_variant(variant, hg=('104', '52'))
   config = ConfigDict()
   config.mode = 'train_and_eval'  # or train, eval
   config.seed = 0
@@ -40,7 +41,7 @@ def get_config(variant: str = 'hg=104') -> ConfigDict:
   config.lighting = 0.1
 
   # Network: sizes and switches of Table 4; the number of classes comes from the data.
-  config.model = dict(VARIANTS[f'hourglass-{_choice(variant, "hg", ("104", "52"))}'])
+  config.model = dict(VARIANTS[f'hourglass-{chosen["hg"]}'])
   del config.model.num_classes
   config.model.update(center_branch=True, center_pooling=True, cascade_corner_pooling=True)
   config.model.update(dtype='float32', remat='none', norm_running='first')  # norm_running: published
@@ -76,9 +77,11 @@ def test_settings(settings: inference.Settings) -> ConfigDict:
   return ConfigDict({k: config_dict.placeholder(float) if v is None else v for k, v in values.items()})
 
 
-def _choice(variant: str, key: str, possible: tuple[str, ...]) -> str:
+def parse_variant(variant: str, **possible: tuple[str, ...]) -> dict[str, str]:
+  """'hg=52' -> {'hg': '52'}; what is not given takes the first possible value. ValueError lists what is possible."""
   given = dict(pair.partition('=')[::2] for pair in variant.split(',') if pair)
-  value = given.pop(key, possible[0])
-  if given or value not in possible:
-    raise ValueError(f'unknown variant {variant!r}; possible: {", ".join(f"{key}={p}" for p in possible)}')
-  return value
+  chosen = {key: given.pop(key, values[0]) for key, values in possible.items()}
+  if given or any(chosen[key] not in values for key, values in possible.items()):
+    listed = '; '.join(f'{key}={"|".join(values)}' for key, values in possible.items())
+    raise ValueError(f'unknown variant {variant!r}; possible, separated by commas: {listed}')
+  return chosen

@@ -97,7 +97,7 @@ def test_triplets_agree_with_loops(rule):
   np.testing.assert_array_equal(got.boxes, pairs.boxes)
 
 
-def test_a_center_on_the_edge_of_the_region_is_outside():
+def test_a_center_on_the_edge_of_the_region_is_outside_and_padding_is_no_center():
   one = np.ones((1, 1), np.float32)
   pairs = Pairs(
     boxes=np.array([[[0, 0, 90, 90]]], np.float32),
@@ -110,6 +110,8 @@ def test_a_center_on_the_edge_of_the_region_is_outside():
   for x, inside in ((30.0, False), (30.001, True), (59.999, True), (60.0, False)):
     centers = Peaks(x=one * x, y=one * 45, scores=one, classes=np.zeros((1, 1), int))
     assert bool(keep_triplets(pairs, centers).valid[0, 0]) == inside
+  padding = Peaks(x=one * 45, y=one * 45, scores=one * 0, classes=np.zeros((1, 1), int))
+  assert not keep_triplets(pairs, padding).valid.any()
 
 
 def test_an_unknown_rule_is_refused():

@@ -1,7 +1,7 @@
 """Checkpoints of a run: the newest states to continue from, and the weights with the best AP to use.
 
-  <workdir>/checkpoints/<step>/   the whole TrainState and what a restart needs to know (`RunRecord`)
-  <workdir>/best/<step>/          the variables alone, and the same record
+<workdir>/checkpoints/<step>/   the whole TrainState and what a restart needs to know (`RunRecord`)
+<workdir>/best/<step>/          the variables alone, and the same record
 """
 
 import dataclasses

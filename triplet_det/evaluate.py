@@ -35,14 +35,16 @@ def make_detector(
   def last_stack(variables, images):
     return module.apply(variables, images)[-1]
 
-  levels = len(module.config.dims) - 1
-  return inference.Detector(last_stack, variables, settings, levels=levels, batch_size=batch_size, sharding=sharding)
+  needed = module.config.size_multiple
+  if settings.canvas_multiple % needed:
+    raise ValueError(f'test.canvas_multiple is {settings.canvas_multiple}, the network needs a multiple of {needed}')
+  return inference.Detector(last_stack, variables, settings, batch_size=batch_size, sharding=sharding)
 
 
 def detect(detector: inference.Detector, source: pipeline.Source) -> dict[int, Detections]:
   """Image id -> detections, for every image of the source; images of one canvas size follow each other."""
   sizes = source.image_sizes
-  order = sorted(range(len(source)), key=lambda i: canvas.canvas_size(*sizes[i], detector.multiple))
+  order = sorted(range(len(source)), key=lambda i: canvas.canvas_size(*sizes[i], detector.settings.canvas_multiple))
   images = ((record.image_id, image) for _, record, image in pipeline.load_images(source, order))
   progress = ProgressLine(len(source), prefix='eval', unit='image')
   found = {}
@@ -117,7 +119,7 @@ def fingerprint(settings: inference.Settings, **about) -> dict:
 def draw_best_and_worst(
   source: pipeline.Source, rows: list[Mapping], categories: CategoryTable, directory: epath.Path, threshold: float
 ) -> None:
-  """Draws ground truth (blue) and detections (red) of the images with the best and the worst F1: best.png, worst.png."""
+  """Ground truth (blue) and detections (red) of the images with the best and the worst F1: best.png, worst.png."""
   ground_truth = source.ground_truth
   quality = image_quality.evaluate_images(ground_truth, rows, threshold=threshold)
   ranked = sorted(quality, key=lambda image_id: (-quality[image_id], image_id))
@@ -154,6 +156,11 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
   return '\n'.join(lines)
 
 
+def evaluation_folder(workdir: epath.PathLike, step: int) -> epath.Path:
+  """Where the results, metrics and pictures of a step's evaluation are."""
+  return epath.Path(workdir) / 'eval' / f'step_{step:06d}'
+
+
 def read_metrics(directory: epath.PathLike) -> dict[str, float]:
   """The metrics that `evaluate` wrote into `directory`; empty if it did not finish."""
   path = epath.Path(directory) / 'metrics.json'
@@ -172,5 +179,3 @@ def differences(ours: CategoryTable, theirs: CategoryTable) -> str:
 def _corners(rows: list[Mapping]) -> np.ndarray:
   boxes = np.array([row['bbox'] for row in rows], np.float64).reshape(-1, 4)
   return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-
-

@@ -23,6 +23,9 @@ class Settings:
 
   scales: tuple[float, ...] = (1.0,)
   mirror: bool = True  # each image together with its mirror image: even the paper's "single-scale" does
+  canvas_multiple: int = (
+    128  # of canvas sides + 1, a power of two that the network's halvings divide; larger: fewer programs
+  )
   top_k: int = 70  # peaks per heatmap
   num_pairs: int = 1000  # pairs of corners per image, mirror image and scale
   window: int = 3  # side of the window of a local maximum, cells
@@ -43,6 +46,8 @@ class Settings:
   def __post_init__(self):
     if not self.scales or min(self.scales) <= 0:
       raise ValueError(f'scales must be one or more positive numbers, got {self.scales}')
+    if self.canvas_multiple < 1 or self.canvas_multiple & (self.canvas_multiple - 1):
+      raise ValueError(f'canvas_multiple must be a power of two, got {self.canvas_multiple}')
     if self.center_rule not in CENTER_RULES:
       raise ValueError(f'unknown center_rule {self.center_rule!r}; possible: {", ".join(CENTER_RULES)}')
     if self.nms_method not in nms.METHODS:
@@ -164,7 +169,6 @@ class Detector:
     variables,
     settings: Settings = Settings(),
     *,
-    levels: int = 5,
     batch_size: int = 8,
     sharding: jax.sharding.NamedSharding | None = None,
   ):
@@ -172,7 +176,6 @@ class Detector:
     apply_fn: (variables, images [., H, W, 3] float32 normalised) -> KeypointMaps of the last stack.
     variables: of the network.
     settings: see `Settings`.
-    levels: how many times the hourglass halves its input (len(dims) - 1; published: 5), behind a stem of stride 4.
     batch_size: images per batch, not counting mirror images; rounded up to a multiple of the devices.
     sharding: of the batch axis over this process's devices; None is one device.
     """
@@ -180,7 +183,6 @@ class Detector:
       raise ValueError(f'batch_size must be at least 1, got {batch_size}')
     self.settings = settings
     self.batch_size = batch_size
-    self.multiple = 4 * 2**levels  # of canvas sides + 1
     self._sharding = sharding
     self.use(variables)
     self._propose = jax.jit(functools.partial(propose, apply_fn, settings))
@@ -237,7 +239,9 @@ class Detector:
     return self.num_programs - before
 
   def _canvases(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
-    return tuple(canvas_size(*resized_size(height, width, s), self.multiple) for s in self.settings.scales)
+    return tuple(
+      canvas_size(*resized_size(height, width, s), self.settings.canvas_multiple) for s in self.settings.scales
+    )
 
   def _rows(self, count: int) -> int:
     """Rows of the batch for `count` images: as many on every device."""
@@ -276,7 +280,7 @@ class Detector:
         place(
           image,
           scale,
-          self.multiple,
+          self.settings.canvas_multiple,
           nominal_scale=self.settings.nominal_scale,
           cut_last_line=self.settings.cut_last_line,
         )

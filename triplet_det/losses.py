@@ -19,6 +19,10 @@ PROBABILITY_CLIP = 1e-4
 _EPSILON = 1e-4  # added to object counts, as published
 
 
+def _at_least_float32(x: jax.Array) -> jax.Array:
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def _grouped(x: jax.Array, group: int) -> jax.Array:
   return x.reshape(x.shape[0] // group, group, *x.shape[1:])
 
@@ -33,7 +37,7 @@ def focal_loss(logits: jax.Array, target: jax.Array, *, group: int) -> jax.Array
   Returns:
     Scalar: per group the sum over cells divided by the number of positive cells (undivided if there are none).
   """
-  p = jnp.clip(jax.nn.sigmoid(logits.astype(jnp.float32)), PROBABILITY_CLIP, 1 - PROBABILITY_CLIP)
+  p = jnp.clip(jax.nn.sigmoid(_at_least_float32(logits)), PROBABILITY_CLIP, 1 - PROBABILITY_CLIP)
   positive = target == 1
   at_positive = jnp.log(p) * jnp.square(1 - p)
   elsewhere = jnp.log1p(-p) * jnp.square(p) * jnp.square(jnp.square(1 - target))
@@ -43,8 +47,8 @@ def focal_loss(logits: jax.Array, target: jax.Array, *, group: int) -> jax.Array
 
 
 def _at_cells(field: jax.Array, cells: jax.Array) -> jax.Array:
-  """field [B, H, W, D], cells [B, N] flat indices -> [B, N, D] float32."""
-  flat = field.reshape(field.shape[0], -1, field.shape[-1]).astype(jnp.float32)
+  """field [B, H, W, D], cells [B, N] flat indices -> [B, N, D], at least float32."""
+  flat = _at_least_float32(field.reshape(field.shape[0], -1, field.shape[-1]))
   return jnp.take_along_axis(flat, cells[..., None], axis=1)
 
 
@@ -60,7 +64,7 @@ def pull_push_loss(tl_embed: jax.Array, br_embed: jax.Array, valid: jax.Array) -
     push: max(0, 1 - distance) of the means, over ordered pairs of different objects. As published the diagonal is
       in the sum and its share is subtracted, which leaves 0.9999 for an image of one object and no gradient.
   """
-  mask = valid.astype(jnp.float32)
+  mask = valid.astype(jnp.promote_types(tl_embed.dtype, jnp.float32))
   count = mask.sum(1)
   mean = (tl_embed + br_embed) / 2
   spread = jnp.square(tl_embed - mean) + jnp.square(br_embed - mean)
@@ -76,7 +80,7 @@ def pull_push_loss(tl_embed: jax.Array, br_embed: jax.Array, valid: jax.Array) -
 
 def offset_loss(offset: jax.Array, target: jax.Array, valid: jax.Array, *, group: int) -> jax.Array:
   """Smooth l1 (beta 1; the paper says l1) of offsets [B, N, 2], summed, over the objects of each group."""
-  mask = valid.astype(jnp.float32)
+  mask = valid.astype(jnp.promote_types(offset.dtype, jnp.float32))
   distance = jnp.abs(offset - target)
   smooth = jnp.where(distance < 1, 0.5 * jnp.square(distance), distance - 0.5)
   total = _grouped(smooth * mask[..., None], group).sum((1, 2, 3))

@@ -19,11 +19,14 @@ from ml_collections import ConfigDict, config_flags
 from triplet_det import checkpoints, evaluate, inference, sharding, train
 from triplet_det.data import pipeline
 from triplet_det.models import detector
+from triplet_det.progress import show_messages
 
 MODES = ('train_and_eval', 'train', 'eval')
 EXIT_MISFIT, EXIT_NON_FINITE, EXIT_STOPPED = 2, 3, 75
 
-_CONFIG = config_flags.DEFINE_config_file('config', help_string='config file, with its variant: configs/triplet.py:hg=104')
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', help_string='config file, with its variant: configs/triplet.py:hg=104'
+)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'run folder: checkpoints, metrics, pictures; local or gs://')
 _CACHE = flags.DEFINE_string('compilation_cache', '~/.cache/triplet_det', 'folder of compiled programs; empty: none')
 
@@ -67,7 +70,7 @@ def run(config: ConfigDict, workdir: str) -> None:
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'not understood: {argv[1:]}')
-  logging.set_verbosity(logging.INFO)
+  show_messages()
   if _CACHE.value:
     jax.config.update('jax_compilation_cache_dir', str(epath.Path(_CACHE.value).expanduser()))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)

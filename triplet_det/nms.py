@@ -61,7 +61,7 @@ def soft_nms(
   _check(method, merge_exponent, tl_scores, br_scores)
   if boxes.shape[0] == 0:
     boxes, scores, classes = jnp.zeros((1, 4)), jnp.full((1,), -1.0), jnp.zeros((1,), jnp.int32)
-    tl_scores = br_scores = None if merge_exponent is None else jnp.zeros((1,))
+    tl_scores = br_scores = None if merge_exponent is None else jnp.ones((1,))
   boxes, scores, classes = jnp.asarray(boxes), jnp.asarray(scores), jnp.asarray(classes)
 
   def pick(remaining, _):
@@ -80,7 +80,12 @@ def soft_nms(
     return after, (box, score, classes[i], score >= 0)
 
   _, (kept, kept_scores, kept_classes, valid) = lax.scan(pick, scores, length=max_detections)
-  return Detections(boxes=kept, scores=jnp.where(valid, kept_scores, 0.0), classes=kept_classes, valid=valid)
+  return Detections(
+    boxes=jnp.where(valid[:, None], kept, 0.0),
+    scores=jnp.where(valid, kept_scores, 0.0),
+    classes=jnp.where(valid, kept_classes, 0),
+    valid=valid,
+  )
 
 
 def soft_nms_in_place(

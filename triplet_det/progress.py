@@ -1,12 +1,15 @@
 """One line that says how far a long job is: rewritten in place on a terminal, one line per interval in a log file."""
 
 import collections
+import logging as stdlib_logging
 import math
 import shutil
 import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple, TextIO
+
+from absl import logging
 
 _WINDOW_SECONDS = 60.0  # rates and ETA are means over this much of the recent past
 
@@ -135,3 +138,10 @@ def duration(seconds: float) -> str:
   if days:
     return f'{days}d {hours:02d}:{minutes:02d}'
   return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
+
+
+def show_messages() -> None:
+  """Lets this package's log messages through, and of others (Orbax reports every file) the warnings only."""
+  logging.use_absl_handler()
+  logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))
+  logging.get_absl_logger().addFilter(lambda r: r.levelno >= stdlib_logging.WARNING or 'triplet_det' in r.pathname)

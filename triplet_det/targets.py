@@ -13,7 +13,9 @@ CORNER_DIAMETERS_PER_SIGMA = 6.0
 CENTER_DIAMETERS_PER_SIGMA = 5.0
 
 
-def gaussian_radius(height: np.ndarray, width: np.ndarray, min_overlap: float, *, published: bool = False) -> np.ndarray:
+def gaussian_radius(
+  height: np.ndarray, width: np.ndarray, min_overlap: float, *, published: bool = False
+) -> np.ndarray:
   """How far a corner pair may be off (cells) and still overlap its box by IoU `min_overlap`.
 
   The smallest over three placements: both corners inside, both outside, one of each. Each is the root of a quadratic.
@@ -102,9 +104,7 @@ def render(
   def keypoints(points, diameters_per_sigma):
     cell, offset = _to_cells(points, cells, pixels)
     cell = cell.astype(jnp.int32)
-    draw = partial(
-      _heatmap, num_classes=num_classes, output_size=output_size, diameters_per_sigma=diameters_per_sigma
-    )
+    draw = partial(_heatmap, num_classes=num_classes, output_size=output_size, diameters_per_sigma=diameters_per_sigma)
     heat = jax.vmap(draw)(cell, radius, classes, valid)
     flat = jnp.where(valid, cell[..., 1] * output_size[1] + cell[..., 0], 0)
     return heat, flat, jnp.where(valid[..., None], offset, 0.0)

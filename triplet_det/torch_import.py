@@ -1,4 +1,4 @@
-"""The authors' PyTorch state dicts <-> our variables, one key table for both directions (REFERENCE of keys: the releases).
+"""The authors' PyTorch state dicts <-> our variables, one key table for both directions.
 
 Needs no torch: a state dict is a mapping of names to NumPy arrays.
 """
@@ -68,7 +68,7 @@ _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'runni
 
 
 def torch_key(path: tuple[str, ...]) -> str:
-  """The released name of one of our arrays, e.g. ('params', 'stem', 'block', 'conv', 'kernel') -> 'pre.0.conv.weight'."""
+  """The released name of one of our arrays: ('params', 'stem', 'block', 'conv', 'kernel') -> 'pre.0.conv.weight'."""
   module = '/'.join(path[1:-1])
   for ours, theirs, substitutions in _MODULES:
     match = re.match(ours, module)

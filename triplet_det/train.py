@@ -82,9 +82,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   # State: the newest checkpoint, or fresh parameters.
   initialise = jax.jit(lambda: init_state(module, adam, config.seed), out_shardings=everywhere)
   checkpoints = Checkpoints(workdir)
-  like = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(initialise)
-  )
+  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(initialise))
   restored = checkpoints.restore_newest(like, model=model)
   state, record = restored if restored else (initialise(), None)
   first_step = record.step if record else 0
@@ -120,7 +118,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
       tester,
       eval_source,
       categories,
-      evaluation_folder(workdir, step),
+      evaluate.evaluation_folder(workdir, step),
       decimals=config.result_decimals,
       draw_threshold=config.draw_threshold,
       about=dict(step=step, split=config.data.eval.split),
@@ -168,7 +166,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   try:
     with stop_signal() as stopped:
       if is_evaluated(step):  # stopped between the checkpoint and the end of its evaluation, or already at the end
-        metrics = evaluate.read_metrics(evaluation_folder(workdir, step)) or evaluate_now()
+        metrics = evaluate.read_metrics(evaluate.evaluation_folder(workdir, step)) or evaluate_now()
       if step < config.total_steps:
         logging.info('compiling the training step ...')
       started = time.monotonic()
@@ -202,11 +200,6 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   if is_first_host:
     draw_curves(workdir)
   return metrics
-
-
-def evaluation_folder(workdir: epath.Path, step: int) -> epath.Path:
-  """Where the results, metrics and pictures of a step's evaluation are."""
-  return workdir / 'eval' / f'step_{step:06d}'
 
 
 @contextmanager

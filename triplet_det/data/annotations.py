@@ -171,7 +171,7 @@ def _read_checked(path: epath.PathLike, require_boxes: bool) -> tuple[dict, dict
 
 
 def _parse(path: epath.PathLike) -> dict:
-  path = epath.Path(path)
+  path = epath.Path(path).expanduser()
   if not path.is_file():
     raise FileNotFoundError(f'no annotations at {path}')
   try:

@@ -65,7 +65,7 @@ class JsonSource:
     self, images: epath.PathLike, annotations: epath.PathLike, split: str = 'train', *, require_boxes: bool = True
   ):
     self.split = split
-    self._images = epath.Path(images)
+    self._images = epath.Path(images).expanduser()
     self._require_boxes = require_boxes
     self._annotations = read_annotations(annotations, require_boxes=require_boxes).in_tfds_order(split)
     check_files(self._images, self._annotations)
@@ -150,7 +150,9 @@ class TfdsSource:
   ):
     self.split = split
     self._directory = find_prepared(name, data_dir)
-    self._annotations_path = str(annotations) or _json_beside(self._directory, split)
+    self._annotations_path = str(annotations and epath.Path(annotations).expanduser()) or _json_beside(
+      self._directory, split
+    )
     self._require_boxes = require_boxes
     builder = tfds.builder_from_directory(self._directory)
     info = builder.info
@@ -246,7 +248,7 @@ def find_prepared(name: str, data_dir: epath.PathLike = '') -> epath.Path:
   Raises:
     FileNotFoundError: nothing is prepared there.
   """
-  root = epath.Path(data_dir or tfds.core.constants.DATA_DIR)
+  root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
   parent = root / name.replace(':', '/')
   for path in (root, parent):
     if (path / 'dataset_info.json').exists():

@@ -21,8 +21,9 @@ class Output(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     x = nn.relu(Conv(self.hidden, 3, bias='uniform', dtype=self.numerics.dtype, name='hidden')(x))
-    # The last layer is float32 under mixed precision: sigmoids near 0 and sub-cell offsets need it.
-    return Conv(self.features, 1, bias=self.bias, dtype=jnp.float32, name='out')(x)
+    # The last layer is at least float32 under mixed precision: sigmoids near 0 and sub-cell offsets need it.
+    dtype = jnp.promote_types(self.numerics.dtype, jnp.float32)
+    return Conv(self.features, 1, bias=self.bias, dtype=dtype, name='out')(x)
 
 
 class Branch(nn.Module):

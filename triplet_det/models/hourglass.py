@@ -1,4 +1,4 @@
-"""The hourglass of CornerNet (Sec. 4.1: "all modifications ... made by [20] are preserved"): strided residuals, no pooling."""
+"""The hourglass of CornerNet (Sec. 4.1: "all modifications ... made by [20] are preserved"): strided residuals."""
 
 from collections.abc import Callable
 

@@ -21,7 +21,7 @@ class BatchNorm(nn.Module):
     group: images per group of statistics; None takes the whole batch. B must be a multiple.
     running: which groups update the running statistics: 'all' (their mean) or 'first' (published: only the
       first GPU's update is kept).
-    dtype: of the result; parameters and statistics stay float32.
+    dtype: of the result; parameters stay float32, statistics too (float64 in a float64 computation).
   """
 
   group: int | None = None
@@ -43,7 +43,7 @@ class BatchNorm(nn.Module):
     size = self.group or batch
     if batch % size:
       raise ValueError(f'a batch of {batch} images is not a multiple of the norm group of {size} images')
-    groups = x.reshape(batch // size, size, *x.shape[1:]).astype(jnp.float32)
+    groups = x.reshape(batch // size, size, *x.shape[1:]).astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = groups.mean((1, 2, 3), keepdims=True)
     centred = groups - mean
     var = jnp.square(centred).mean((1, 2, 3), keepdims=True)

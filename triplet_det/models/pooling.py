@@ -140,7 +140,7 @@ class CornerPooling(nn.Module):
 
 
 class CascadeCornerPooling(nn.Module):
-  """Looks along the boundary, then inside from there (Fig. 4c, 5b): [B, H, W, C] -> same. Attributes as CornerPooling."""
+  """Looks along the boundary, then inside from there (Fig. 4c, 5b): [B, H, W, C] -> same; as CornerPooling."""
 
   corner: str
   width: int

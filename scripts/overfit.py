@@ -1,0 +1,59 @@
+"""Can the program learn your data at all? Trains on a few images until it knows them by heart, and says the AP50.
+
+  python scripts/overfit.py --images DIR --annotations FILE --out runs/overfit
+
+Takes the first 8 images (by id) with 3 to 15 objects, trains configs/coco_json.py on them without augmentation but
+flips and evaluates on the same images. An AP50 far below 1 points at the data: look at the pictures in the run folder.
+"""
+
+import argparse
+import collections
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def subset(annotations: Path, count: int, least: int, most: int) -> dict:
+  """The COCO dict of the first `count` images by id with `least` to `most` objects that are not crowds."""
+  data = json.loads(annotations.read_text())
+  objects = collections.Counter(a['image_id'] for a in data['annotations'] if not a.get('iscrowd', 0))
+  images = sorted((i for i in data['images'] if least <= objects[i['id']] <= most), key=lambda i: i['id'])[:count]
+  if len(images) < count:
+    sys.exit(f'error: {annotations} has {len(images)} images with {least} to {most} objects, {count} are needed')
+  kept = {image['id'] for image in images}
+  annotations = [a for a in data['annotations'] if a['image_id'] in kept and not a.get('iscrowd', 0)]
+  used = {a['category_id'] for a in annotations}
+  categories = [c for c in data['categories'] if c['id'] in used]
+  return dict(images=images, annotations=annotations, categories=categories)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--images', type=Path, required=True, help='folder of the images')
+  parser.add_argument('--annotations', type=Path, required=True, help='COCO JSON')
+  parser.add_argument('--out', type=Path, required=True, help='run folder')
+  parser.add_argument('--count', type=int, default=8, help='images (default %(default)s)')
+  parser.add_argument('--steps', type=int, default=700, help='training steps (default %(default)s)')
+  arguments, overrides = parser.parse_known_args()
+  arguments.out.mkdir(parents=True, exist_ok=True)
+  chosen = arguments.out.resolve() / 'subset.json'
+  chosen.write_text(json.dumps(subset(arguments.annotations, arguments.count, 3, 15)))
+  command = [sys.executable, '-m', 'triplet_det.main', '--config=configs/coco_json.py', f'--workdir={chosen.parent}']
+  for split in ('train', 'eval'):
+    command.append(f'--config.data.{split}.images={arguments.images.resolve()}')
+    command.append(f'--config.data.{split}.annotations={chosen}')
+  command += [
+    f'--config.total_steps={arguments.steps}',
+    f'--config.eval_every={arguments.steps}',
+    '--config.augment.scales=(0.9,1.0,1.1)',
+    '--config.colour_jitter=0.1',
+    '--config.lighting=0.0',
+  ]
+  subprocess.run(command + overrides, cwd=ROOT, check=True)
+
+
+if __name__ == '__main__':
+  main()
