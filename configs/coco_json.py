@@ -4,7 +4,8 @@
     --config.data.train.images=DIR --config.data.train.annotations=FILE \\
     --config.data.eval.images=DIR --config.data.eval.annotations=FILE
 
-Variants: small (default; 1.9 M parameters, 255-pixel crops, for a CPU or one GPU), hg=52, hg=104 (511 pixels).
+Variants: small (default; 2.4 M parameters, for a CPU or one GPU), hg=52, hg=104 (511 pixels). The small one works at
+half the images' resolution; if your objects are small or your images are, say --config.image_scale=1.
 """
 
 from ml_collections import ConfigDict
@@ -31,14 +32,16 @@ def get_config(variant: str = 'small') -> ConfigDict:
   config.total_steps = 5_000
   config.optimizer.update(base=1e-3, schedule='cosine', warmup_steps=200)
   if variant == 'small':
-    config.input_size = 255
-    config.augment.border = 64
-    config.model.update(dims=(48, 64, 96, 96), blocks=(1, 1, 1, 2), stem_width=24, head_width=48, pool_width=48)
+    config.image_scale = 0.5
+    config.input_size = 319
+    config.augment.border = 80
+    config.model.update(dims=(32, 48, 64, 96), blocks=(1, 1, 1, 2), stem_width=16, head_width=32, pool_width=32)
+    config.batch_size = 4
 
   config.log_every = 20
   config.checkpoint_every = 500
   config.eval_every = 1_000
-  config.test = triplet.test_settings(inference.Settings())
+  config.test = triplet.overridable(inference.Settings())
   config.eval_batch_size = 4
   config.result_decimals = -1
   config.draw_threshold = 0.3

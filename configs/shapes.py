@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
   config.checkpoint_every = 400
   config.eval_every = 1_200
 
-  config.test = triplet.test_settings(inference.Settings(canvas_multiple=64))
+  config.test = triplet.overridable(inference.Settings(canvas_multiple=64))
   config.eval_batch_size = 8
   config.result_decimals = -1
   config.draw_threshold = 0.3

@@ -28,11 +28,14 @@ def get_config(variant: str = 'hg=104') -> ConfigDict:
   config.data.num_workers = 8  # processes that decode and augment, per host; 0: threads of this process
   config.data.num_threads = 2  # per process
 
+  # Images are worked on at this share of their resolution, in training and testing; boxes stay those of the originals.
+  config.image_scale = 1.0
+
   # Augmentation on the host ...
   config.input_size = 511
   config.augment = ConfigDict()
   config.augment.scales = augment.PUBLISHED_SCALES
-  config.augment.border = 128  # crop centers keep this distance from the image's edge, if it is large enough
+  config.augment.border = 128  # crop centers keep this many pixels from the image's edge, if it is large enough
   config.augment.flip = True
   config.augment.max_objects = 128
   config.augment.train_on_crowd = True  # published
@@ -63,7 +66,7 @@ def get_config(variant: str = 'hg=104') -> ConfigDict:
   config.eval_every = 25_000
 
   # Testing (Sec. 3.4): the image and its mirror image at the original resolution, top 70, soft-NMS, best 100.
-  config.test = test_settings(inference.PUBLISHED_CENTERNET)
+  config.test = overridable(inference.PUBLISHED_CENTERNET)
   config.eval_batch_size = 8
   config.eval_checkpoint = 'best'  # of mode eval, in the workdir: best or checkpoints (the newest)
   config.result_decimals = 2  # published: scores and boxes in the results JSON; -1 keeps all digits
@@ -71,7 +74,7 @@ def get_config(variant: str = 'hg=104') -> ConfigDict:
   return config
 
 
-def test_settings(settings: inference.Settings) -> ConfigDict:
+def overridable(settings: inference.Settings) -> ConfigDict:
   """The fields of `inference.Settings`, those that may be None included, as overridable values."""
   values = dataclasses.asdict(settings)
   return ConfigDict({k: config_dict.placeholder(float) if v is None else v for k, v in values.items()})

@@ -49,6 +49,7 @@ def main() -> None:
     f'--config.total_steps={arguments.steps}',
     f'--config.eval_every={arguments.steps}',
     '--config.augment.scales=(0.9,1.0,1.1)',
+    '--config.optimizer.base=0.002',
     '--config.colour_jitter=0.1',
     '--config.lighting=0.0',
   ]

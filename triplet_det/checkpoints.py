@@ -40,13 +40,17 @@ class RunRecord:
     return cls(**{**record, 'categories': CategoryTable.from_coco(record['categories']), 'unlogged': unlogged})
 
 
+class Unreadable(RuntimeError):
+  """There are checkpoints, and none can be read."""
+
+
 class Checkpoints:
   """Saves and restores the checkpoints below one run folder. Saves are asynchronous; `close` waits for them."""
 
-  def __init__(self, workdir: epath.PathLike, *, keep: int = 1):
+  def __init__(self, workdir: epath.PathLike, *, keep: int = 2):
     """Args:
     workdir: the run folder.
-    keep: how many of the newest states stay.
+    keep: how many of the newest states stay; with 2 there is one to go back to if the newest cannot be read.
     """
     self._root = epath.Path(workdir)
     self._states = _manager(self._root / STATES, keep)
@@ -57,8 +61,9 @@ class Checkpoints:
     self._save(self._states, state, record)
 
   def save_best(self, variables: Any, record: RunRecord) -> None:
-    """Saves the variables as the best so far; the ones before go."""
+    """Saves the variables as the best so far, and waits until they are on disk; the ones before go."""
     self._save(self._best, variables, record)
+    self._best.wait_until_finished()
 
   def _save(self, manager: ocp.CheckpointManager, tree: Any, record: RunRecord) -> None:
     if record.step in manager.all_steps():
@@ -68,15 +73,24 @@ class Checkpoints:
       raise RuntimeError(f'the checkpoint of step {record.step} was not saved in {manager.directory}')
 
   def best_metric(self, name: str) -> float:
-    """The metric of the best checkpoint so far, -inf without one."""
+    """The metric of the best checkpoint so far, -inf without one or if its record cannot be read."""
     step = self._best.latest_step()
-    return float('-inf') if step is None else _read_record(self._best.directory / str(step)).metrics[name]
+    if step is None:
+      return float('-inf')
+    directory = self._best.directory / str(step)
+    try:
+      return _read_record(directory).metrics[name]
+    except Exception as error:  # whatever the file system and JSON raise for broken files
+      kept = _put_aside(directory, self._root / f'{BEST}_broken')
+      logging.warning('%s cannot be read (%s): it is now %s', directory, _one_line(error), kept)
+      self._best.reload()
+      return float('-inf')
 
   def restore_newest(self, like: Any, *, model: Mapping[str, Any]) -> tuple[Any, RunRecord] | None:
     """The newest state that is whole, or None if the folder has none.
 
-    A state that cannot be read (the run was killed while it was written, the disk was full) is moved to
-    `checkpoints_broken/` with a message, and the one before is tried.
+    A state that cannot be read (the disk was full, a file is gone) gives way to the one before: it is moved to
+    `checkpoints_broken/` with a message. A save that was killed left no state, and is swept away by the next one.
 
     Args:
       like: a tree of ShapeDtypeStructs with shardings.
@@ -84,23 +98,28 @@ class Checkpoints:
 
     Raises:
       ValueError: the checkpoint is of another network; names every key that differs.
-      RuntimeError: there are states and none can be read.
+      Unreadable: there are states and none can be read; they stay where they are.
     """
-    steps = sorted(self._states.all_steps(), reverse=True)
-    for step in steps:
+    failures = {}
+    for step in sorted(self._states.all_steps(), reverse=True):
       directory = self._states.directory / str(step)
       try:
         record = _read_record(directory)
         check_same_model(directory, record.model, model)
         restored = self._states.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
-        return restored.state, record
       except _Misfit:
         raise
       except Exception as error:  # whatever orbax, tensorstore and JSON raise for broken files
-        _put_aside(directory, self._root / f'{STATES}_broken', error)
-        self._states.reload()
-    if steps:
-      raise RuntimeError(f'none of the {len(steps)} checkpoints in {self._states.directory} can be read: {steps}')
+        failures[directory] = _one_line(error)
+        continue
+      for broken, reason in failures.items():
+        kept = _put_aside(broken, self._root / f'{STATES}_broken')
+        logging.warning('%s cannot be read (%s): it is now %s, step %d is used', broken, reason, kept, step)
+      self._states.reload()
+      return restored.state, record
+    if failures:
+      listed = '; '.join(f'{directory.name}: {reason}' for directory, reason in failures.items())
+      raise Unreadable(f'none of the {len(failures)} checkpoints in {self._states.directory} can be read: {listed}')
     return None
 
   def close(self) -> None:
@@ -137,16 +156,26 @@ def load_weights(path: epath.PathLike, *, which: str = BEST) -> tuple[dict[str, 
 
   Raises:
     FileNotFoundError: no checkpoint there.
+    ValueError: `which` is neither.
+    Unreadable: a file of the checkpoint is broken or gone.
   """
+  if which not in (BEST, STATES):
+    raise ValueError(f'which checkpoint? {which!r} is not known; possible: {BEST}, {STATES}')
   path = epath.Path(path).expanduser()
   directory = path if (path / 'record').exists() else _newest_below(path, which)
-  record = _read_record(directory)
+  try:
+    return _read_variables(_absolute(directory) / 'state'), _read_record(directory)
+  except Exception as error:  # whatever orbax, tensorstore and JSON raise for broken files
+    raise Unreadable(f'the checkpoint {directory} cannot be read: {_one_line(error)}') from error
+
+
+def _read_variables(directory: epath.Path) -> dict[str, Any]:
   handler = ocp.PyTreeCheckpointHandler()
-  tree = handler.metadata(directory / 'state').tree
+  tree = handler.metadata(directory).tree
   wanted = {name: tree[name] for name in ('params', 'batch_stats')}
   on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
   arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=on_host, partial_restore=True)
-  return handler.restore(_absolute(directory) / 'state', args=arguments), record
+  return handler.restore(directory, args=arguments)
 
 
 def _newest_below(path: epath.Path, which: str) -> epath.Path:
@@ -173,17 +202,15 @@ def _read_record(directory: epath.Path) -> RunRecord:
   return RunRecord.from_json(json.loads((directory / 'record' / 'metadata').read_text()))
 
 
-def _put_aside(directory: epath.Path, to: epath.Path, error: Exception) -> None:
+def _one_line(error: Exception) -> str:
+  lines = str(error).strip().splitlines()
+  return f'{type(error).__name__}: {lines[0][:200]}' if lines else type(error).__name__
+
+
+def _put_aside(directory: epath.Path, to: epath.Path) -> epath.Path:
   to.mkdir(parents=True, exist_ok=True)
   target = to / directory.name
   if target.exists():
     target.rmtree()
   directory.rename(target)
-  reason = str(error).strip().splitlines()[0] if str(error).strip() else ''
-  logging.warning(
-    'the checkpoint %s cannot be read (%s: %s); it is kept in %s and the one before is tried',
-    directory,
-    type(error).__name__,
-    reason,
-    target,
-  )
+  return target

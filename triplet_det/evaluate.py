@@ -8,6 +8,7 @@ from importlib import metadata
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 
 import triplet_det
@@ -15,6 +16,7 @@ from triplet_det import canvas, drawing, inference
 from triplet_det.categories import CategoryTable
 from triplet_det.data import pipeline
 from triplet_det.evaluators import coco_ap, coco_results, image_quality
+from triplet_det.metric_writers import json_safe
 from triplet_det.models.detector import Detector
 from triplet_det.progress import ProgressLine
 from triplet_det.structs import Detections
@@ -39,6 +41,13 @@ def make_detector(
   if settings.canvas_multiple % needed:
     raise ValueError(f'test.canvas_multiple is {settings.canvas_multiple}, the network needs a multiple of {needed}')
   return inference.Detector(last_stack, variables, settings, batch_size=batch_size, sharding=sharding)
+
+
+def settings_for(test: Mapping, image_scale: float) -> inference.Settings:
+  """The settings of a config or checkpoint, for images that are worked on at `image_scale` of their resolution."""
+  values = {name: tuple(value) if isinstance(value, list) else value for name, value in test.items()}
+  scales = tuple(scale * image_scale for scale in values.pop('scales'))
+  return inference.Settings(scales=scales, **values | {'center_scale': values['center_scale'] * image_scale})
 
 
 def detect(detector: inference.Detector, source: pipeline.Source) -> dict[int, Detections]:
@@ -71,7 +80,7 @@ def evaluate(
 
   Args:
     detector: of `make_detector`.
-    source: the split; without boxes (a test set) the metrics are empty.
+    source: the split; without an object to find (a test set, or crowds alone) the metrics are empty.
     categories: the checkpoint's table; must be the source's.
     directory: made if need be.
     decimals: digits in the results JSON; -1 keeps all.
@@ -89,11 +98,15 @@ def evaluate(
   rows = coco_results.results_rows(found.items(), categories, decimals=None if decimals < 0 else decimals)
   coco_results.write_results(directory / 'results.json', rows)
   ground_truth = source.ground_truth
-  metrics = coco_ap.evaluate(ground_truth, rows) if ground_truth['annotations'] else {}
+  objects = sum(not annotation.get('iscrowd', 0) for annotation in ground_truth['annotations'])
+  if not objects:
+    logging.warning('the split has no object to find on its %d images: no metrics', len(source))
+  metrics = coco_ap.evaluate(ground_truth, rows) if objects else {}
   recipe = fingerprint(detector.settings, images=len(source), decimals=decimals, **(about or {}))
   draw_best_and_worst(source, rows, categories, directory, draw_threshold)
   # Written last: an evaluation with metrics.json is complete.
-  (directory / 'metrics.json').write_text(json.dumps(dict(metrics=metrics, fingerprint=recipe), indent=1) + '\n')
+  safe = {name: json_safe(value) for name, value in metrics.items()}
+  (directory / 'metrics.json').write_text(json.dumps(dict(metrics=safe, fingerprint=recipe), indent=1) + '\n')
   return metrics
 
 
@@ -164,7 +177,8 @@ def evaluation_folder(workdir: epath.PathLike, step: int) -> epath.Path:
 def read_metrics(directory: epath.PathLike) -> dict[str, float]:
   """The metrics that `evaluate` wrote into `directory`; empty if it did not finish."""
   path = epath.Path(directory) / 'metrics.json'
-  return json.loads(path.read_text())['metrics'] if path.exists() else {}
+  metrics = json.loads(path.read_text())['metrics'] if path.exists() else {}
+  return {name: float(value) for name, value in metrics.items()}  # JSON has no NaN: it is the string "NaN"
 
 
 def differences(ours: CategoryTable, theirs: CategoryTable) -> str:

@@ -22,10 +22,9 @@ class Settings:
   """How images are tested. The defaults are sound; `PUBLISHED_*` repeat the programs behind the papers' tables."""
 
   scales: tuple[float, ...] = (1.0,)
+  center_scale: float = 1.0  # the one of the scales whose centers serve the boxes of all
   mirror: bool = True  # each image together with its mirror image: even the paper's "single-scale" does
-  canvas_multiple: int = (
-    128  # of canvas sides + 1, a power of two that the network's halvings divide; larger: fewer programs
-  )
+  canvas_multiple: int = 128  # of canvas sides + 1; a power of two that the network fits. Larger: fewer programs
   top_k: int = 70  # peaks per heatmap
   num_pairs: int = 1000  # pairs of corners per image, mirror image and scale
   window: int = 3  # side of the window of a local maximum, cells
@@ -298,9 +297,11 @@ class Detector:
     scales, (pairs, centers) = self.settings.scales, zip(*found)
     pairs = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), *pairs)
     if centers[0] is not None:
-      if 1.0 not in scales:
-        raise ValueError(f'centers are taken from scale 1, which is not among the scales {scales}')
-      pairs = keep_triplets(pairs, centers[scales.index(1.0)], center_rule=self.settings.center_rule)
+      if self.settings.center_scale not in scales:
+        raise ValueError(f'centers are taken from scale {self.settings.center_scale}, which is not among {scales}')
+      pairs = keep_triplets(
+        pairs, centers[scales.index(self.settings.center_scale)], center_rule=self.settings.center_rule
+      )
     if not self.settings.stale_rows:
       return select(pairs, self.settings)
     if centers[0] is not None:  # CenterNet's program sorts before its soft-NMS, CornerNet's does not

@@ -16,7 +16,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from triplet_det import checkpoints, evaluate, inference, sharding, train
+from triplet_det import checkpoints, evaluate, sharding, train
 from triplet_det.data import pipeline
 from triplet_det.models import detector
 from triplet_det.progress import show_messages
@@ -40,7 +40,7 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, fl
   tester = evaluate.make_detector(
     module,
     variables,
-    inference.Settings(**config.test.to_dict()),
+    evaluate.settings_for(config.test.to_dict(), config.image_scale),
     batch_size=config.eval_batch_size,
     sharding=sharding.over_data(mesh) if mesh.devices.size > 1 else None,
   )
@@ -69,7 +69,7 @@ def run(config: ConfigDict, workdir: str) -> None:
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
-    raise app.UsageError(f'not understood: {argv[1:]}')
+    raise app.UsageError(f'not understood: {argv[1:]}', exitcode=EXIT_MISFIT)
   show_messages()
   if _CACHE.value:
     jax.config.update('jax_compilation_cache_dir', str(epath.Path(_CACHE.value).expanduser()))
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
     sys.exit(EXIT_STOPPED)
   except train.NonFiniteLoss as error:
     _fail(error, EXIT_NON_FINITE)
-  except (ValueError, FileNotFoundError, KeyError) as error:
+  except (ValueError, FileNotFoundError, KeyError, checkpoints.Unreadable) as error:
     _fail(error, EXIT_MISFIT)
 
 
@@ -95,19 +95,44 @@ def _fail(error: Exception, code: int) -> None:
 def _parse(argv: list[str]) -> list[str]:
   """Flags as absl parses them; a misspelled config key is answered with the nearest known one."""
   try:
-    return flags.FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, ValueError, TypeError, FileNotFoundError) as error:
-    print(f'error: {_explain(str(error), argv)}', file=sys.stderr)
+    rest = flags.FLAGS(argv)
+    _CONFIG.value.keys()  # of a config file that could not be opened, the first use raises
+    return rest
+  except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
+    print(f'error: {_explain(error, argv)}', file=sys.stderr)
     sys.exit(EXIT_MISFIT)
 
 
-def _explain(message: str, argv: list[str]) -> str:
-  """The message, and for an unknown key of the config the keys that are known where it was looked for."""
+def _explain(error: Exception, argv: list[str]) -> str:
+  """What is wrong with the command; for an unknown key of the config, what is known where it was looked for."""
+  message, path = str(error), _config_path(argv)
+  if isinstance(error, OSError):
+    return f'the config file cannot be opened: {message.strip().splitlines()[-1].strip()}'
+  if 'whilst parsing config file' in message:  # ml_collections puts the whole trace into the message
+    lines = message.strip().splitlines()
+    where = [line.strip() for line in lines if line.lstrip().startswith('File "')][-1]
+    return f'--config={path}: {lines[-1]} ({where})'
+  return (path and _unknown_key(path, argv)) or message
+
+
+def _config_path(argv: list[str]) -> str:
+  """What follows --config, '' if nothing does."""
+  for argument, following in zip(argv, [*argv[1:], '']):
+    if match := re.fullmatch(r'--?config(?:=(.*))?', argument):
+      return following if match[1] is None else match[1]
+  return ''
+
+
+def _unknown_key(config_path: str, argv: list[str]) -> str:
+  """Says which override names a key that the config does not have; '' if none does."""
+  own = flags.FlagValues()  # the flag of the program is not set when its overrides are wrong
+  config = config_flags.DEFINE_config_file('config', flag_values=own, sys_argv=[])
+  own(['', f'--config={config_path}'])
   for argument in argv:
-    match = re.match(r'--?config\.([\w.]+)', argument)
-    if not match or flags.FLAGS['config'].value is None:
+    match = re.match(r'--?(?:no)?config\.([\w.]+)', argument)
+    if not match:
       continue
-    place, path = flags.FLAGS['config'].value, []
+    place, path = config.value, []
     for key in match.group(1).split('.'):
       if not isinstance(place, ConfigDict):
         break
@@ -118,7 +143,7 @@ def _explain(message: str, argv: list[str]) -> str:
         return f'unknown key {key!r} in {where}{hint} Known keys: {", ".join(sorted(place.keys()))}'
       path.append(key)
       place = place[key]
-  return message
+  return ''
 
 
 if __name__ == '__main__':

@@ -23,11 +23,12 @@ def gaussian_radius(
   always the smallest, and the radius larger. Any shapes that broadcast; float64, because the result is floored.
   """
   height, width = np.asarray(height, np.float64), np.asarray(width, np.float64)
-  total, area = height + width, height * width
-  # a r^2 - b r + c = 0 for the first two, a r^2 + b r + c = 0 for the third.
-  b1, c1 = total, area * (1 - min_overlap) / (1 + min_overlap)
-  a2, b2, c2 = 4.0, 2 * total, area * (1 - min_overlap)
-  a3, b3, c3 = 4 * min_overlap, -2 * min_overlap * total, (min_overlap - 1) * area
+  total = height + width
+  # a r^2 - b r + c = 0 for the first two, a r^2 + b r + c = 0 for the third. The factors are in the published order:
+  # some radii are whole numbers, and rounding decides what their floor is.
+  b1, c1 = total, width * height * (1 - min_overlap) / (1 + min_overlap)
+  a2, b2, c2 = 4.0, 2 * total, (1 - min_overlap) * width * height
+  a3, b3, c3 = 4 * min_overlap, -2 * min_overlap * total, (min_overlap - 1) * width * height
   if published:
     return (b3 + np.sqrt(b3**2 - 4 * a3 * c3)) / 2
   r1 = (b1 - np.sqrt(b1**2 - 4 * c1)) / 2

@@ -14,10 +14,10 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
 
-from triplet_det import curves, drawing, evaluate, inference, optimizer, sharding
+from triplet_det import curves, drawing, evaluate, optimizer, sharding
 from triplet_det.checkpoints import Checkpoints, RunRecord
 from triplet_det.data import pipeline
-from triplet_det.metric_writers import MetricWriter, read_metrics
+from triplet_det.metric_writers import METRICS_FILE, MetricWriter, read_metrics
 from triplet_det.models import detector
 from triplet_det.progress import ProgressLine, duration
 from triplet_det.structs import Batch
@@ -58,6 +58,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   # Network, optimizer, step.
   model = dict(config.model, num_classes=len(categories), norm_group=config.group_size or None)
   module = detector.build(model)
+  settings = evaluate.settings_for(config.test.to_dict(), config.image_scale)
   schedule = config.optimizer.to_dict()
   clip_norm = schedule.pop('clip_norm')
   rate = optimizer.learning_rate(total_steps=config.total_steps, **schedule)
@@ -85,9 +86,13 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(initialise))
   restored = checkpoints.restore_newest(like, model=model)
   state, record = restored if restored else (initialise(), None)
+  if record and record.categories != categories:
+    raise ValueError(f'the training data do not fit {workdir}: ' + evaluate.differences(record.categories, categories))
   first_step = record.step if record else 0
+  if first_step > config.total_steps:
+    raise ValueError(f'{workdir} is already at step {first_step}, total_steps is {config.total_steps}')
   unlogged = list(record.unlogged) if record else []
-  record = RunRecord(step=first_step, categories=categories, model=model, test=config.test.to_dict())
+  record = RunRecord(step=first_step, categories=categories, model=model, test=dataclasses.asdict(settings))
 
   # Log: what runs where, and the network.
   is_first_host = jax.process_index() == 0
@@ -101,18 +106,15 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   )
 
   # Evaluation: the detector's programs are compiled once for the run.
-  tester = None
+  tester = evaluate.make_detector(
+    module,
+    state.variables,
+    settings,
+    batch_size=config.eval_batch_size,
+    sharding=sharding.over_data(mesh) if mesh.devices.size > 1 else None,
+  )
 
   def evaluate_now() -> dict[str, float]:
-    nonlocal tester
-    if tester is None:
-      tester = evaluate.make_detector(
-        module,
-        state.variables,
-        inference.Settings(**config.test.to_dict()),
-        batch_size=config.eval_batch_size,
-        sharding=sharding.over_data(mesh) if mesh.devices.size > 1 else None,
-      )
     tester.use(state.variables)
     found = evaluate.evaluate(
       tester,
@@ -123,12 +125,13 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
       draw_threshold=config.draw_threshold,
       about=dict(step=step, split=config.data.eval.split),
     )
-    writer.write_scalars(step, {f'eval/{name}': value for name, value in found.items()})
-    writer.flush()
     if found:
       logging.info('step %d: AP %.3f, AP50 %.3f', step, found['AP'], found['AP50'])
       if found['AP'] > checkpoints.best_metric('AP'):
         checkpoints.save_best(state.variables, dataclasses.replace(record, step=step, metrics=found))
+    # Last: an evaluation that is in the log is complete.
+    writer.write_scalars(step, {f'eval/{name}': value for name, value in found.items()})
+    writer.flush()
     return found
 
   def is_evaluated(step: int) -> bool:
@@ -145,7 +148,11 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     num_threads=config.data.num_threads,
     host_index=jax.process_index(),
     host_count=jax.process_count(),
-    **config.augment,
+    scales=[scale / config.image_scale for scale in config.augment.scales],
+    border=round(config.augment.border / config.image_scale),
+    flip=config.augment.flip,
+    max_objects=config.augment.max_objects,
+    train_on_crowd=config.augment.train_on_crowd,
   )
   progress = ProgressLine(config.total_steps, first_step, prefix='train')
   metrics, pending, step = {}, [], first_step
@@ -166,7 +173,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   try:
     with stop_signal() as stopped:
       if is_evaluated(step):  # stopped between the checkpoint and the end of its evaluation, or already at the end
-        metrics = evaluate.read_metrics(evaluate.evaluation_folder(workdir, step)) or evaluate_now()
+        metrics = logged_evaluation(workdir, step) or evaluate_now()
       if step < config.total_steps:
         logging.info('compiling the training step ...')
       started = time.monotonic()
@@ -221,18 +228,25 @@ def stop_signal() -> Iterator[Callable[[], bool]]:
       signal.signal(number, handler)
 
 
+def logged_evaluation(workdir: epath.Path, step: int) -> dict[str, float]:
+  """The metrics of a step's evaluation as the log has them; empty if it was not done, or not to its end."""
+  path = workdir / METRICS_FILE
+  rows = [row for row in read_metrics(path) if row['step'] == step] if path.exists() else []
+  return {k.removeprefix('eval/'): value for row in rows for k, value in row.items() if k.startswith('eval/')}
+
+
 def draw_curves(workdir: epath.Path) -> None:
   """The run's metrics.jsonl as pictures: loss.png with its terms, ap.png with AP, AP50 and AP75 if evaluated."""
-  rows = read_metrics(workdir / 'metrics.jsonl')
+  rows = read_metrics(workdir / METRICS_FILE)
 
   def series(prefix: str, names: list[str]) -> dict:
     chosen = {name: [(row['step'], row[prefix + name]) for row in rows if prefix + name in row] for name in names}
     return {name: tuple(zip(*points)) for name, points in chosen.items() if points}
 
   terms = ['loss', 'focal_corner', 'focal_center', 'pull', 'push', 'offset']
-  for file, title, curve in (
-    ('loss.png', 'training loss', series('train/', terms)),
-    ('ap.png', 'validation AP', series('eval/', ['AP', 'AP50', 'AP75'])),
+  for file, title, label, curve in (
+    ('loss.png', 'training loss', 'loss', series('train/', terms)),
+    ('ap.png', 'validation AP', 'AP', series('eval/', ['AP', 'AP50', 'AP75'])),
   ):
     if curve:
-      drawing.save_png(workdir / file, curves.plot_curves(curve, title, 'step', title))
+      drawing.save_png(workdir / file, curves.plot_curves(curve, title, 'step', label))

@@ -150,9 +150,7 @@ class TfdsSource:
   ):
     self.split = split
     self._directory = find_prepared(name, data_dir)
-    self._annotations_path = str(annotations and epath.Path(annotations).expanduser()) or _json_beside(
-      self._directory, split
-    )
+    self._annotations_path = str(annotations) or _json_beside(self._directory, split)
     self._require_boxes = require_boxes
     builder = tfds.builder_from_directory(self._directory)
     info = builder.info
