@@ -229,7 +229,7 @@ def test_a_center_decides_and_scores():
     found = Detector(box_network((4, 1), (10, 6), center), {}, Settings(mirror=False))([image])[0]
     assert len(found.scores) == kept
   assert len(Detector(box_network((4, 1), (10, 6)), {}, Settings(scales=(2.0,)))([image])[0].scores)
-  with pytest.raises(ValueError, match=r'scale 1, .* \(2.0,\)'):
+  with pytest.raises(ValueError, match=r'center_scale is 1.0, .* \(2.0,\)'):
     Detector(box_network((4, 1), (10, 6), (7, 4)), {}, Settings(scales=(2.0,)))([image])
 
 

@@ -1,5 +1,6 @@
 """Loading a checkpoint and predicting on files: the same boxes whichever way the images come in."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import triplet_det
 from triplet_det import checkpoints, predict
 from triplet_det.categories import CategoryTable
+from triplet_det.inference import Settings
 from triplet_det.models import detector
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +33,7 @@ def run_folder(tmp_path_factory):
     step=4,
     categories=CATEGORIES,
     model=MODEL,
-    test=dict(scales=(1.0,), canvas_multiple=32, max_detections=5, embedding_threshold=9.0),
+    test=dataclasses.asdict(Settings(canvas_multiple=32, max_detections=5, embedding_threshold=9.0)),
     metrics=dict(AP=0.5),
   )
   saved = checkpoints.Checkpoints(folder)
@@ -79,7 +81,7 @@ def test_list_in_list_out_same_order(loaded, images, photos):
 
 
 def test_other_settings_can_be_given(run_folder, images):
-  settings = predict.inference.Settings(canvas_multiple=32, max_detections=2, embedding_threshold=9.0)
+  settings = Settings(canvas_multiple=32, max_detections=2, embedding_threshold=9.0)
   assert len(triplet_det.load(run_folder, settings=settings)(images[:1])[0].scores) == 2
 
 

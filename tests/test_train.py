@@ -51,20 +51,11 @@ def windows(reference, every):
   return found
 
 
-def assert_same_run(workdir, reference, every=1):
-  """All logged numbers and the final detections are the uninterrupted run's, to the bit."""
-  got = [row for row in tiny_run.rows(workdir) if 'train/loss' in row]
-  assert got == windows(reference, every)
-  results = f'eval/step_{STEPS:06d}/results.json'
-  assert (workdir / results).read_bytes() == (reference / results).read_bytes()
-  assert tiny_run.rows(workdir)[-1] == tiny_run.rows(reference)[-1]
-
-
 def test_a_run_leaves_log_results_curves_drawings_and_events(reference):
   workdir, said = reference
   rows = tiny_run.rows(workdir)
   assert [row['step'] for row in rows] == [*range(1, STEPS + 1), STEPS]
-  terms = ['focal_corner', 'focal_center', 'pull', 'push', 'offset']
+  terms = ['focal_corner', 'pull', 'push', 'offset']
   for row in rows[:-1]:
     assert sum(row[f'train/{term}'] for term in terms) == pytest.approx(row['train/loss'], rel=1e-5)
     assert row['train/gradient_norm'] > 0
@@ -85,7 +76,7 @@ def test_a_run_leaves_log_results_curves_drawings_and_events(reference):
 def test_the_step_is_compiled_once(reference):
   _, said = reference
   assert said.count('Finished XLA compilation of jit(train_step)') == 1
-  assert said.count('Finished tracing + transforming train_step') == 1
+  assert said.count('Finished tracing train_step') == 1
 
 
 def test_a_finished_run_started_again_prints_its_metrics_and_does_nothing(reference, data):
@@ -118,12 +109,14 @@ def test_stopped_by_sigterm_and_continued(reference, data, tmp_path):
   assert code == 0, said
   assert f'continuing at step {stopped} of {STEPS}' in said
   assert tiny_run.rows(workdir)[: len(rows)] == rows
-  assert_same_run(workdir, reference[0])
+  assert tiny_run.rows(workdir) == tiny_run.rows(reference[0])
+  results = f'eval/step_{STEPS:06d}/results.json'
+  assert (workdir / results).read_bytes() == (reference[0] / results).read_bytes()
 
 
 def test_killed_in_a_save_and_at_a_random_moment_and_continued(reference, data, tmp_path):
   """With log_every=4 the losses since the last line of the log are in the checkpoint."""
-  workdir, overrides = tmp_path / 'run', {**data, 'log_every': 4}
+  workdir, overrides = tmp_path / 'run', {**data, 'log_every': 4, 'mode': 'train'}
   process = tiny_run.start(workdir, overrides)
   unfinished = lambda: [p for p in (workdir / 'checkpoints').glob('*') if not p.name.isdigit()]  # noqa: E731
   wait_for(lambda: (workdir / 'checkpoints' / '3').exists() and unfinished(), process)
@@ -140,20 +133,22 @@ def test_killed_in_a_save_and_at_a_random_moment_and_continued(reference, data, 
 
   code, said = tiny_run.run(workdir, overrides)
   assert code == 0, said
-  assert f'continuing at step {newest}' in said or f'continuing at step {STEPS}' in said or 'continuing' in said
-  assert_same_run(workdir, reference[0], every=4)
+  assert tiny_run.rows(workdir) == windows(reference[0], 4)
 
 
 def test_the_embedded_data_set_end_to_end(tmp_path):
-  """configs/shapes.py on a few of its scenes."""
-  directory = str(shapes.prepare(tmp_path / 'data', train_images=6, validation_images=2))
-  overrides = {
-    f'data.{split}.{key}': value
-    for split in ('train', 'eval')
-    for key, value in (('format', 'tfds'), ('data_dir', directory))
-  }
-  code, said = tiny_run.run(tmp_path / 'run', {**overrides, 'total_steps': 3}, 'configs/shapes.py')
+  """configs/shapes.py with its whole triplet network, on a few of its scenes."""
+  directory = shapes.prepare(tmp_path / 'data', train_images=6, validation_images=2)
+  overrides = {'total_steps': 3, 'model.center_branch': True, 'model.center_pooling': True}
+  for split in ('train', 'eval'):
+    overrides |= {f'data.{split}.format': 'tfds', f'data.{split}.data_dir': directory}
+  workdir = tmp_path / 'run'
+  code, said = tiny_run.run(workdir, {**overrides, 'model.cascade_corner_pooling': True}, 'configs/shapes.py')
   assert code == 0, said
-  rows = tiny_run.rows(tmp_path / 'run')
+  rows = tiny_run.rows(workdir)
   assert [row['step'] for row in rows] == [1, 2, 3, 3]
-  assert 'eval/AP/person' in rows[-1] or any(name.startswith('eval/AP/') for name in rows[-1])
+  assert all(row['train/focal_center'] > 0 for row in rows[:-1])
+  assert {name for name in rows[-1] if '/AP/' in name} == {f'eval/AP/{name}' for name in shapes.CLASS_NAMES}
+  detected = json.loads((workdir / 'eval/step_000003/results.json').read_text())
+  assert len(detected) <= 2 * 100 and {row['image_id'] for row in detected} <= {1, 2}
+  assert all((workdir / picture).exists() for picture in ('loss.png', 'ap.png', 'eval/step_000003/worst.png'))

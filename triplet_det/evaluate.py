@@ -43,7 +43,7 @@ def make_detector(
   return inference.Detector(last_stack, variables, settings, batch_size=batch_size, sharding=sharding)
 
 
-def settings_for(test: Mapping, image_scale: float) -> inference.Settings:
+def settings_for(test: Mapping, image_scale: float = 1.0) -> inference.Settings:
   """The settings of a config or checkpoint, for images that are worked on at `image_scale` of their resolution."""
   values = {name: tuple(value) if isinstance(value, list) else value for name, value in test.items()}
   scales = tuple(scale * image_scale for scale in values.pop('scales'))

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from absl import flags
 from etils import epath
 
 from triplet_det import checkpoints, drawing, evaluate, inference
@@ -68,12 +69,8 @@ def load(
   """
   variables, record = checkpoints.load_weights(checkpoint)
   module = detector.build(record.model)
-  settings = settings or inference.Settings(**_with_tuples(record.test))
+  settings = settings or evaluate.settings_for(record.test)
   return LoadedDetector(evaluate.make_detector(module, variables, settings, batch_size=batch_size), record.categories)
-
-
-def _with_tuples(values: dict) -> dict:
-  return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def read_image(path: epath.PathLike) -> np.ndarray:
@@ -171,6 +168,7 @@ def main() -> None:
   parser.add_argument('--no_mirror', action='store_true', help='leave the mirror image out: half the time, less AP')
   parser.add_argument('--no_drawings', action='store_true', help='write the JSON only')
   arguments = parser.parse_args()
+  flags.FLAGS.mark_as_parsed()  # absl's log wants it; this command has none of absl's flags
   show_messages()
   try:
     paths = find_images(arguments.paths)
