@@ -4,6 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
+# The small networks of small_net_<name>.npz.
+_CENTERNET = dict(
+  stacks=2, dims=(32, 32, 48), blocks=(2, 2, 2), stem_width=16, head_width=32, pool_width=128, num_classes=5
+)
+NETWORKS = dict(
+  centernet=_CENTERNET,
+  cornernet=dict(_CENTERNET, center_branch=False, center_pooling=False, cascade_corner_pooling=False),
+)
 GOLDEN = Path(__file__).parent / 'golden'
 
 

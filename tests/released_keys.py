@@ -1,4 +1,4 @@
-"""Names and shapes of the released state dicts, written down from the published architecture: an oracle for the import."""
+"""Names and shapes of the released state dicts, written down from the published architecture: the import's oracle."""
 
 Shapes = dict[str, tuple[int, ...]]
 

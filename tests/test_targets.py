@@ -153,6 +153,15 @@ def test_targets_follow_the_definition():
       np.testing.assert_array_equal(np.asarray(getattr(goal, f'{kind}_cell'))[image][kept], where[kind])
 
 
+def test_a_box_of_whole_cells_is_not_a_cell_larger():
+  side = 8 * 127 / 32
+  boxes = np.array([[[40, 40, 40 + side, 40 + side]]], np.float32)
+  goal = render(boxes, np.zeros((1, 1), np.int32), np.ones((1, 1), bool), **SMALL)
+  radius, larger = (int(targets.gaussian_radius(cells, cells, SMALL['min_overlap'])) for cells in (8, 9))
+  assert larger > radius
+  assert int((goal.tl_heat[0, 10, :, 0] > 0).sum()) == 2 * radius + 1
+
+
 def test_padding_slots_leave_no_trace_and_order_does_not_matter():
   boxes, classes, valid = random_boxes()
   goal = render(boxes, classes, valid, **SMALL)

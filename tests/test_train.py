@@ -1,16 +1,23 @@
 """The loop: what a run leaves behind, and that a run killed at any moment ends with the same numbers, to the bit."""
 
+import dataclasses
 import json
 import math
+import os
 import random
 import signal
 import time
+from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import coco_json
 from tests import tiny_run
+from triplet_det import checkpoints, evaluate, main, train
 from triplet_det.data import shapes
+from triplet_det.train_step import TrainState
 
 STEPS = tiny_run.STEPS
 
@@ -152,3 +159,164 @@ def test_the_embedded_data_set_end_to_end(tmp_path):
   detected = json.loads((workdir / 'eval/step_000003/results.json').read_text())
   assert len(detected) <= 2 * 100 and {row['image_id'] for row in detected} <= {1, 2}
   assert all((workdir / picture).exists() for picture in ('loss.png', 'ap.png', 'eval/step_000003/worst.png'))
+
+
+@pytest.fixture
+def config(data):
+  """The configuration of the tiny run, for runs inside this process."""
+  config = coco_json.get_config()
+  config.update_from_flattened_dict({**tiny_run.OVERRIDES, **data, 'mode': 'train'})
+  return config
+
+
+@pytest.fixture
+def losses(monkeypatch):
+  """Replaces the network by one number that grows by 1 a step; the loss of step k is what the test puts at [k]."""
+  losses = {}
+
+  def init_state(module, optimizer, seed):
+    return TrainState(jnp.zeros((), jnp.int32), {'w': jnp.zeros(3)}, {'m': jnp.ones(2)}, {'n': jnp.zeros(())})
+
+  def make_train_step(*_, **__):
+    def step(state, batch):
+      del batch
+      value = jnp.asarray([losses.get(k, 1.0) for k in range(STEPS + 1)])[state.step + 1]
+      state = dataclasses.replace(state, step=state.step + 1, params={'w': state.params['w'] + 1})
+      return state, {'loss': value, 'pull': value, 'push': jnp.ones(())}
+
+    return step
+
+  monkeypatch.setattr(train, 'init_state', init_state)
+  monkeypatch.setattr(train, 'make_train_step', make_train_step)
+  return losses
+
+
+@pytest.mark.parametrize('log_every, at', [(1, 5), (100, 6), (100, 4)])
+def test_a_loss_that_is_not_finite_stops_the_run(config, losses, tmp_path, log_every, at):
+  """Step 6 is one of a checkpoint (every 3): it must not be saved, whether step 6 went wrong or step 4 unnoticed."""
+  losses[at] = float('nan')
+  config.log_every = log_every
+  with pytest.raises(train.NonFiniteLoss, match=rf"step {at}: {{'loss': nan, 'pull': nan}}; the checkpoints in"):
+    train.train(config, tmp_path)
+  assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['3']
+  assert [row['step'] for row in tiny_run.rows(tmp_path)] == ([1, 2, 3, 4] if log_every == 1 else [])
+  losses.clear()
+  assert train.train(config, tmp_path) == {}
+  variables, record = checkpoints.load_weights(tmp_path, which='checkpoints')
+  assert record.step == STEPS
+  np.testing.assert_array_equal(variables['params']['w'], np.full(3, STEPS))
+  assert [row['step'] for row in tiny_run.rows(tmp_path)] == ([*range(1, STEPS + 1)] if log_every == 1 else [STEPS])
+
+
+def test_exit_code_of_a_loss_that_is_not_finite(config, losses, tmp_path, monkeypatch, capsys):
+  losses[2] = float('inf')
+  for name, value in (('_CONFIG', config), ('_WORKDIR', str(tmp_path)), ('_CACHE', '')):
+    monkeypatch.setattr(main, name, SimpleNamespace(value=value))
+  with pytest.raises(SystemExit) as stopped:
+    main.main(['main'])
+  assert stopped.value.code == 3
+  assert "error: step 2: {'loss': inf, 'pull': inf}" in capsys.readouterr().err
+
+
+@pytest.fixture
+def evaluations(config, losses, monkeypatch):
+  """Replaces the evaluation, at steps 2, 4, ..., 10: the AP of step k is what the test puts at [k]."""
+  config.mode, config.eval_every = 'train_and_eval', 2
+  found = dict.fromkeys(range(2, STEPS + 1, 2), 0.0)
+  done = []
+
+  def fake(detector, source, categories, directory, **settings):
+    step = settings['about']['step']
+    done.append(step)
+    if isinstance(found[step], Exception):
+      raise found[step]
+    return {'AP': found[step], 'AP50': found[step], 'AP_L': float('nan')}
+
+  monkeypatch.setattr(evaluate, 'make_detector', lambda *_, **__: SimpleNamespace(use=lambda variables: None))
+  monkeypatch.setattr(evaluate, 'evaluate', fake)
+  return SimpleNamespace(found=found, done=done)
+
+
+def best(workdir):
+  variables, record = checkpoints.load_weights(workdir)
+  return record.step, record.metrics['AP'], variables['params']['w'].tolist()
+
+
+def test_the_best_weights_are_kept_by_ap(config, evaluations, tmp_path):
+  evaluations.found |= {2: 0.2, 4: 0.5, 6: float('nan'), 8: 0.5, 10: 0.3}
+  metrics = train.train(config, tmp_path)
+  assert metrics['AP'] == 0.3
+  assert math.isnan(metrics['AP_L'])
+  assert best(tmp_path) == (4, 0.5, [4, 4, 4])
+  assert {p.name for p in (tmp_path / 'checkpoints').iterdir()} == {'9', '10'}
+  assert evaluations.done == [2, 4, 6, 8, 10]
+
+
+def test_an_evaluation_that_was_cut_short_is_done_again(config, evaluations, tmp_path, monkeypatch):
+  """Whether it was killed before its metrics, or before the best weights were saved."""
+  evaluations.found |= {4: RuntimeError('killed'), 6: 0.7}
+  with pytest.raises(RuntimeError, match='killed'):
+    train.train(config, tmp_path)
+  evaluations.found[4] = 0.4
+  save_best = checkpoints.Checkpoints.save_best
+
+  def killed_at_6(self, variables, record):
+    if record.step == 6:
+      raise RuntimeError('killed')
+    save_best(self, variables, record)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints.Checkpoints, 'save_best', killed_at_6)
+    with pytest.raises(RuntimeError, match='killed'):
+      train.train(config, tmp_path)
+  assert best(tmp_path) == (4, 0.4, [4, 4, 4])
+  train.train(config, tmp_path)
+  assert evaluations.done == [2, 4, 4, 6, 6, 8, 10]
+  assert best(tmp_path) == (6, 0.7, [6, 6, 6])
+  logged = [(row['step'], row['eval/AP']) for row in tiny_run.rows(tmp_path) if 'eval/AP' in row]
+  assert logged == [(2, 0.0), (4, 0.4), (6, 0.7), (8, 0.0), (10, 0.0)]
+  assert train.train(config, tmp_path)['AP'] == 0.0
+  assert evaluations.done[-1] == 10 and len(evaluations.done) == 7
+
+
+def test_a_run_folder_of_other_data_or_of_a_longer_run(config, losses, tmp_path):
+  train.train(config, tmp_path)
+  config.total_steps = STEPS - 1
+  with pytest.raises(ValueError, match=rf'is already at step {STEPS}, total_steps is {STEPS - 1}'):
+    train.train(config, tmp_path)
+  config.total_steps = STEPS
+  path = config.data.train.annotations
+  renamed = tmp_path / 'renamed.json'
+  with open(path) as file:
+    truth = json.load(file)
+  truth['categories'][0]['name'] = 'ball'
+  renamed.write_text(json.dumps(truth))
+  config.data.train.annotations = str(renamed)
+  with pytest.raises(
+    ValueError, match=r"do not fit .*3 categories instead of 3; not known: \['ball'\]; lacking: \['disc'\]"
+  ):
+    train.train(config, tmp_path)
+
+
+def test_evaluation_data_with_other_categories(config, tmp_path):
+  config.mode = 'train_and_eval'
+  renamed = tmp_path / 'renamed.json'
+  with open(config.data.eval.annotations) as file:
+    truth = json.load(file)
+  truth['categories'].reverse()
+  renamed.write_text(json.dumps(truth))
+  config.data.eval.annotations = str(renamed)
+  with pytest.raises(ValueError, match=r'data\.eval does not fit data\.train: the 3 category names agree, their order'):
+    train.train(config, tmp_path)
+
+
+def test_a_second_signal_ends_at_once():
+  before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+  with train.stop_signal() as stopped:
+    assert not stopped()
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stopped()
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.SIGINT)
+      time.sleep(1)
+  assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

@@ -91,7 +91,7 @@ def key_table(model_config: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...]
 
 
 def _to_ours(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
-  if path[-1] == 'kernel':
+  if path[-1] == 'kernel' and array.ndim == 4:  # any other array is reported by its shape
     array = np.transpose(array, (2, 3, 1, 0))  # OIHW -> HWIO
     if path[1:4] == ('stem', 'block', 'conv'):
       array = array[:, :, ::-1]  # the released network reads blue-green-red

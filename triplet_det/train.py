@@ -58,6 +58,12 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   # Network, optimizer, step.
   model = dict(config.model, num_classes=len(categories), norm_group=config.group_size or None)
   module = detector.build(model)
+  if (config.input_size + 1) % module.config.size_multiple:
+    possible = max(round(config.input_size / module.config.size_multiple), 1) * module.config.size_multiple - 1
+    raise ValueError(
+      f'input_size {config.input_size} does not fit the network: it must be a multiple of '
+      f'{module.config.size_multiple} minus 1, for example {possible}'
+    )
   settings = evaluate.settings_for(config.test.to_dict(), config.image_scale)
   schedule = config.optimizer.to_dict()
   clip_norm = schedule.pop('clip_norm')

@@ -139,7 +139,7 @@ def build(model_config: Mapping[str, Any]) -> Detector:
   for key in model_config:
     if key not in fields:
       near = difflib.get_close_matches(key, fields, n=1)
-      hint = f'; did you mean {near[0]!r}?' if near else ''
+      hint = f'; did you mean {near[0]!r}?' if near else '.'
       raise ValueError(f'unknown model key {key!r}{hint} Known keys: {", ".join(fields)}')
   missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in model_config]
   if missing:

@@ -1,0 +1,56 @@
+"""Batch normalisation per group of images against its definition in float64."""
+
+import jax
+import numpy as np
+import pytest
+
+from triplet_det.models.norm import BatchNorm
+
+
+def numpy_norm(x, scale, bias, group):
+  """Training mode in float64: the result, and each group's mean and unbiased variance."""
+  y, means, variances = [], [], []
+  for start in range(0, len(x), group):
+    part = x[start : start + group].astype(np.float64)
+    mean, variance = part.mean((0, 1, 2)), part.var((0, 1, 2))
+    y.append((part - mean) / np.sqrt(variance + 1e-5) * scale + bias)
+    means.append(mean)
+    variances.append(part.var((0, 1, 2), ddof=1))
+  return np.concatenate(y), np.array(means), np.array(variances)
+
+
+@pytest.mark.parametrize('running', ['all', 'first'])
+@pytest.mark.parametrize('group', [3, None])
+def test_norm_statistics_are_per_group(group, running):
+  rng = np.random.default_rng(0)
+  x = (rng.normal(3, 2, (6, 2, 3, 4)) * rng.uniform(0.5, 3, (6, 1, 1, 1))).astype(np.float32)
+  variables = {
+    'params': dict(scale=rng.normal(1, 0.3, 4), bias=rng.normal(0, 1, 4)),
+    'batch_stats': dict(mean=rng.normal(0, 1, 4), var=rng.uniform(0.5, 2, 4)),
+  }
+  variables = jax.tree.map(np.float32, variables)
+  before = variables['batch_stats']
+  y, after = BatchNorm(group, running).apply(variables, x, train=True, mutable=['batch_stats'])
+  expected, means, variances = numpy_norm(x, **variables['params'], group=group or 6)
+  np.testing.assert_allclose(y, expected, atol=1e-5)
+  kept = np.s_[:1] if running == 'first' else np.s_[:]
+  after = after['batch_stats']
+  np.testing.assert_allclose(after['mean'], 0.9 * before['mean'] + 0.1 * means[kept].mean(0), rtol=1e-5)
+  np.testing.assert_allclose(after['var'], 0.9 * before['var'] + 0.1 * variances[kept].mean(0), rtol=1e-5)
+
+  tested = BatchNorm(group, running).apply(variables, x, train=False)
+  scaled = (x - before['mean']) / np.sqrt(before['var'] + 1e-5)
+  np.testing.assert_allclose(tested, scaled * variables['params']['scale'] + variables['params']['bias'], atol=1e-5)
+
+
+def test_one_pixel_one_image_norm_is_finite():
+  x = np.full((1, 1, 1, 2), 3.0, np.float32)
+  variables = BatchNorm().init(jax.random.key(0), x, train=False)
+  y, after = BatchNorm().apply(variables, x, train=True, mutable=['batch_stats'])
+  np.testing.assert_array_equal(y, np.zeros_like(x))
+  np.testing.assert_allclose(after['batch_stats']['var'], 0.9)
+
+
+def test_batch_must_be_a_multiple_of_the_norm_group():
+  with pytest.raises(ValueError, match='batch of 4 images is not a multiple of the norm group of 3 images'):
+    BatchNorm(3).init(jax.random.key(0), np.zeros((4, 2, 2, 1), np.float32), train=True)

@@ -1,0 +1,51 @@
+"""Splitting the batch over devices; what needs several devices is in test_train_step.py."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from triplet_det import sharding
+from triplet_det.structs import Batch
+
+
+class FakeMesh:
+  """As much of a mesh as `check_batch` looks at."""
+
+  def __init__(self, count):
+    self.devices = np.arange(count)
+
+
+@pytest.mark.parametrize(
+  'batch_size, devices, group_size', [(48, 8, 6), (48, 1, 6), (8, 8, None), (6, 3, 0), (1, 1, 1)]
+)
+def test_batches_that_can_be_split(batch_size, devices, group_size):
+  sharding.check_batch(batch_size, FakeMesh(devices), group_size)
+
+
+@pytest.mark.parametrize(
+  'batch_size, devices, group_size, message',
+  [
+    (50, 8, None, r'batch_size 50 cannot be split over 8 devices: give a multiple of 8, for example 48'),
+    (3, 8, None, r'batch_size 3 cannot be split over 8 devices: give a multiple of 8, for example 8'),
+    (0, 1, None, r'batch_size 0 cannot be split over 1 devices'),
+    (48, 8, 5, r'batch_size 48 is not a multiple of group_size 5: give a multiple of 5, or group_size=0'),
+    (4, 1, 6, r'batch_size 4 is not a multiple of group_size 6'),
+  ],
+)
+def test_batches_that_cannot(batch_size, devices, group_size, message):
+  with pytest.raises(ValueError, match=message):
+    sharding.check_batch(batch_size, FakeMesh(devices), group_size)
+
+
+def test_a_host_s_rows_become_a_global_batch():
+  mesh = sharding.make_mesh()
+  assert mesh.axis_names == ('data',) and mesh.devices.tolist() == jax.devices()
+  images = np.arange(4 * 3, dtype=np.uint8).reshape(4, 1, 1, 3)
+  batch = Batch(images, np.ones((4, 2, 4), np.float32), np.zeros((4, 2), np.int32), np.zeros((4, 2), bool))
+  got = sharding.to_global(batch, mesh)
+  assert isinstance(got, Batch) and got.images.sharding.spec == PartitionSpec('data')
+  for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(batch)):
+    assert one.dtype == other.dtype
+    np.testing.assert_array_equal(one, other)
+  assert sharding.replicated(mesh).spec == PartitionSpec()
