@@ -19,6 +19,8 @@ from triplet_det.checkpoints import Checkpoints, RunRecord, Unreadable, load_wei
 from triplet_det.train_step import TrainState
 
 ROOT = Path(__file__).parent.parent
+# Orbax leaves coroutines behind when the arrays it restores are missing.
+pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 MODEL = dict(stacks=1, dims=(8, 8), blocks=(1, 1), stem_width=8, num_classes=2, norm_group=6, dtype='float32')
 TABLE = CategoryTable((7, 3), ('cat', 'dog'))
 

@@ -101,6 +101,18 @@ def test_a_finished_run_started_again_prints_its_metrics_and_does_nothing(refere
   assert (workdir / f'eval/step_{STEPS:06d}/results.json').stat().st_mtime_ns == written
 
 
+def test_mode_eval_gives_the_metrics_of_the_training_s_last_evaluation(reference, data):
+  workdir, _ = reference
+  code, said = tiny_run.run(workdir, {**data, 'mode': 'eval'})
+  assert code == 0, said
+  there, here = (workdir / 'eval' / f'{name}_{STEPS:06d}' for name in ('step', 'validation_step'))
+  assert (here / 'results.json').read_bytes() == (there / 'results.json').read_bytes()
+  written, fingerprint = (json.loads((here / 'metrics.json').read_text())[key] for key in ('metrics', 'fingerprint'))
+  assert written == json.loads((there / 'metrics.json').read_text())['metrics']
+  assert (fingerprint['step'], fingerprint['split'], fingerprint['images']) == (STEPS, 'validation', 3)
+  assert f'AP      {written["AP"]:.3f}' in said
+
+
 def test_stopped_by_sigterm_and_continued(reference, data, tmp_path):
   workdir = tmp_path / 'run'
   process = tiny_run.start(workdir, data)

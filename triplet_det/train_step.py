@@ -86,7 +86,7 @@ def make_train_step(
 
     (loss, (terms, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    metrics = dict(terms, loss=loss, gradient_norm=optax.global_norm(gradients))
+    metrics = dict(terms, loss=loss, gradient_norm=optax.tree.norm(gradients))
     state = TrainState(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state)
     return state, metrics
 
