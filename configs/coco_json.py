@@ -19,8 +19,8 @@ def get_config(variant: str = 'small') -> ConfigDict:
   if variant not in ('small', 'hg=52', 'hg=104'):
     raise ValueError(f'unknown variant {variant!r}; possible: small, hg=52, hg=104')
   config = triplet.get_config('hg=104' if variant == 'small' else variant)
-  for split, name in (('train', 'train'), ('eval', 'validation')):
-    config.data[split] = dict(format='coco_json', images='', annotations='', split=name)
+  config.data.train = dict(format='coco_json', images='', annotations='', split='train')
+  config.data.eval = dict(config.data.train, split='validation', require_boxes=True)  # False: a set without annotations
   config.augment.update(scales=augment.SCALES, train_on_crowd=False)
   config.data.num_workers = 0
 

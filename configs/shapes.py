@@ -14,10 +14,9 @@ from triplet_det.models.detector import VARIANTS
 
 def get_config() -> ConfigDict:
   config = triplet.get_config()
-  for split in ('train', 'eval'):
-    config.data[split] = dict(
-      format='shapes', data_dir='~/tensorflow_datasets', split={'train': 'train', 'eval': 'validation'}[split]
-    )
+  source = dict(format='shapes', data_dir='~/tensorflow_datasets', train_images=2_000, validation_images=200)
+  config.data.train = dict(source, split='train')
+  config.data.eval = dict(source, split='validation')
   config.data.num_workers = 0
 
   config.input_size = 127

@@ -23,8 +23,9 @@ def get_config(variant: str = 'hg=104') -> ConfigDict:
 
   # Data. The images of train2017 are those of the paper's trainval35k, val2017 is minival.
   config.data = ConfigDict()
-  config.data.train = dict(format='tfds', name='coco/2017', data_dir='~/tensorflow_datasets', split='train')
-  config.data.eval = dict(format='tfds', name='coco/2017', data_dir='~/tensorflow_datasets', split='validation')
+  source = dict(format='tfds', name='coco/2017', data_dir='~/tensorflow_datasets', annotations='')
+  config.data.train = dict(source, split='train')
+  config.data.eval = dict(source, split='validation', require_boxes=True)  # False: a test set without annotations
   config.data.num_workers = 8  # processes that decode and augment, per host; 0: threads of this process
   config.data.num_threads = 2  # per process
 
