@@ -1,7 +1,10 @@
 """The progress line with a clock that the test turns."""
 
 import io
+import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -135,3 +138,24 @@ def test_close_before_the_first_update_writes_nothing():
 )
 def test_duration(seconds, text):
   assert duration(seconds) == text
+
+
+MESSAGES = """
+import logging as others
+from absl import flags, logging
+from triplet_det.progress import show_messages
+flags.FLAGS.mark_as_parsed()
+show_messages()
+others.getLogger('orbax').info('a file was written')
+logging.info('a note of some script')
+others.getLogger('orbax').warning('the disk is full')
+from triplet_det.data import coco
+coco.log_report(type('', (), dict(path='a.json', report=dict(images=3, crowd=0))), 'train')
+"""
+
+
+def test_own_messages_are_shown_and_only_warnings_of_others():
+  root = pathlib.Path(__file__).parent.parent
+  done = subprocess.run([sys.executable, '-c', MESSAGES], cwd=root, capture_output=True, text=True, check=True)
+  shown = [line.split('] ', 1)[1] for line in done.stderr.splitlines()]
+  assert shown == ['the disk is full', 'a.json: split train, images 3']

@@ -47,3 +47,18 @@ class CategoryTable:
   def to_coco(self) -> list[dict]:
     """The `categories` list of a COCO JSON; also how checkpoints store the table."""
     return [dict(id=i, name=n) for i, n in zip(self.ids, self.names)]
+
+
+# COCO's 80 categories in the order of its JSON files; 10 of the 90 ids were never used.
+_COCO_NAMES = (
+  'person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,'
+  'bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,'
+  'skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,'
+  'wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,'
+  'chair,couch,potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,'
+  'toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush'
+)
+COCO = CategoryTable(
+  ids=tuple(i for i in range(1, 91) if i not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}),
+  names=tuple(_COCO_NAMES.split(',')),
+)

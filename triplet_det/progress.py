@@ -3,6 +3,7 @@
 import collections
 import logging as stdlib_logging
 import math
+import os
 import shutil
 import sys
 import time
@@ -144,4 +145,5 @@ def show_messages() -> None:
   """Lets this package's log messages through, and of others (Orbax reports every file) the warnings only."""
   logging.use_absl_handler()
   logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))
-  logging.get_absl_logger().addFilter(lambda r: r.levelno >= stdlib_logging.WARNING or 'triplet_det' in r.pathname)
+  here = os.path.dirname(os.path.abspath(__file__)) + os.sep
+  logging.get_absl_handler().addFilter(lambda r: r.levelno >= stdlib_logging.WARNING or r.pathname.startswith(here))

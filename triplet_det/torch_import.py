@@ -141,3 +141,38 @@ def export_state_dict(variables: Mapping[str, Any], model_config: Mapping[str, A
   """Our variables -> the released names, layouts and channel order; the exact inverse of `import_state_dict`."""
   flat = traverse_util.flatten_dict(dict(variables))
   return {key: _to_theirs(path, np.asarray(flat[path])) for path, key, _ in key_table(model_config)}
+
+
+def infer_model_config(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """The model config of a released state dict, read off its keys and shapes; published values for the rest.
+
+  Raises:
+    ValueError: a key that every released network has is missing.
+  """
+  shapes = {re.sub(r'^(module\.)+', '', key): np.shape(value) for key, value in state_dict.items()}
+
+  def count(pattern: str) -> int:
+    return len({match[1] for key in shapes if (match := re.match(pattern, key))})
+
+  try:
+    dims, blocks, level = [shapes['pre.1.conv2.weight'][0]], [], 'kps.0.'
+    while f'{level}low1.0.conv1.weight' in shapes:
+      dims.append(shapes[f'{level}low1.0.conv1.weight'][0])
+      blocks.append(count(rf'{re.escape(level)}up1\.(\d+)\.'))
+      level += 'low2.'
+    return dict(
+      stacks=count(r'kps\.(\d+)\.'),
+      dims=tuple(dims),
+      blocks=(*blocks, count(rf'{re.escape(level)}(\d+)\.')),
+      stem_width=shapes['pre.0.conv.weight'][0],
+      head_width=shapes['cnvs.0.conv.weight'][0],
+      pool_width=shapes['tl_cnvs.0.p1_conv1.conv.weight'][0],
+      num_classes=shapes['tl_heats.0.1.weight'][0],
+      center_branch='ct_heats.0.1.weight' in shapes,
+      center_pooling='ct_heats.0.1.weight' in shapes,
+      cascade_corner_pooling='tl_cnvs.0.P1_look_conv.weight' in shapes,
+      norm_group=6,
+      norm_running='first',
+    )
+  except KeyError as missing:
+    raise ValueError(f'not a released CenterNet or CornerNet: no key {missing} among {len(shapes)}') from None

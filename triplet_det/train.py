@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from triplet_det import curves, drawing, evaluate, optimizer, sharding
 from triplet_det.checkpoints import Checkpoints, RunRecord
-from triplet_det.data import pipeline
+from triplet_det.data import augment, pipeline
 from triplet_det.metric_writers import METRICS_FILE, MetricWriter, read_metrics
 from triplet_det.models import detector
 from triplet_det.progress import ProgressLine, duration
@@ -122,15 +122,19 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
 
   def evaluate_now() -> dict[str, float]:
     tester.use(state.variables)
+    folder = evaluate.evaluation_folder(workdir, step)
     found = evaluate.evaluate(
       tester,
       eval_source,
       categories,
-      evaluate.evaluation_folder(workdir, step),
+      folder,
       decimals=config.result_decimals,
       draw_threshold=config.draw_threshold,
       about=dict(step=step, split=config.data.eval.split),
     )
+    for name in ('best', 'worst'):
+      picture = (folder / f'{name}.png').read_bytes()
+      writer.write_images(step, {f'eval/{name}': augment.decode_image(picture, name)})
     if found:
       logging.info('step %d: AP %.3f, AP50 %.3f', step, found['AP'], found['AP50'])
       if found['AP'] > checkpoints.best_metric('AP'):

@@ -14,12 +14,8 @@ import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
 
-from triplet_det.categories import CategoryTable
+from triplet_det.categories import COCO, CategoryTable
 from triplet_det.data.annotations import Annotations, read_annotations, read_ground_truth
-
-# The ids of COCO's 80 categories in the order of its JSON files; 10 of the 90 ids were never used.
-_UNUSED_COCO_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-COCO_CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in _UNUSED_COCO_IDS)
 
 PREPARE_HINT = 'python scripts/prepare_coco.py --coco DIR --data_dir OUT'
 
@@ -194,8 +190,7 @@ class TfdsSource:
     if self._annotations_path:
       return self._annotations.categories
     names = tuple(info.features['objects']['label'].names)
-    is_coco = len(names) == 80 and (names[0], names[-1]) == ('person', 'toothbrush')
-    return CategoryTable(COCO_CATEGORY_IDS if is_coco else tuple(range(1, len(names) + 1)), names)
+    return COCO if names == COCO.names else CategoryTable(tuple(range(1, len(names) + 1)), names)
 
   @property
   def image_ids(self) -> list[int]:

@@ -66,31 +66,19 @@ class Conv(nn.Module):
 
 
 class ConvBlock(nn.Module):
-  """Convolution without bias, norm, ReLU."""
+  """Convolution without bias, norm, ReLU; `relu=False` for what is summed with something before its ReLU."""
 
   features: int
   kernel: int
   numerics: Numerics
   stride: int = 1
+  relu: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     x = Conv(self.features, self.kernel, self.stride, dtype=self.numerics.dtype, name='conv')(x)
-    return nn.relu(self.numerics.norm('norm')(x, train))
-
-
-class ConvNorm(nn.Module):
-  """Convolution without bias, norm; what is summed before a ReLU."""
-
-  features: int
-  kernel: int
-  numerics: Numerics
-  stride: int = 1
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    x = Conv(self.features, self.kernel, self.stride, dtype=self.numerics.dtype, name='conv')(x)
-    return self.numerics.norm('norm')(x, train)
+    x = self.numerics.norm('norm')(x, train)
+    return nn.relu(x) if self.relu else x
 
 
 class Residual(nn.Module):
@@ -106,7 +94,7 @@ class Residual(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     y = ConvBlock(self.features, 3, self.numerics, self.stride, name='block')(x, train)
-    y = ConvNorm(self.features, 3, self.numerics, name='out')(y, train)
+    y = ConvBlock(self.features, 3, self.numerics, relu=False, name='out')(y, train)
     if self.stride != 1 or x.shape[-1] != self.features:
-      x = ConvNorm(self.features, 1, self.numerics, self.stride, name='skip')(x, train)
+      x = ConvBlock(self.features, 1, self.numerics, self.stride, relu=False, name='skip')(x, train)
     return nn.relu(y + x)

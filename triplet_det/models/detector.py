@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from triplet_det.models.conv import ConvBlock, ConvNorm, Numerics, Residual
+from triplet_det.models.conv import ConvBlock, Numerics, Residual
 from triplet_det.models.heads import Branch
 from triplet_det.models.hourglass import Hourglass, Stem
 from triplet_det.models.pooling import CascadeCornerPooling, CenterPooling, CornerPooling
@@ -98,8 +98,8 @@ class Detector(nn.Module):
       if train or last or self.is_initializing():
         maps.append(self._branches(feature, stack, numerics, train))
       if not last:
-        previous = ConvNorm(c.dims[0], 1, numerics, name=f'previous_{stack}')(x, train)
-        carried = ConvNorm(c.dims[0], 1, numerics, name=f'carried_{stack}')(feature, train)
+        previous = ConvBlock(c.dims[0], 1, numerics, relu=False, name=f'previous_{stack}')(x, train)
+        carried = ConvBlock(c.dims[0], 1, numerics, relu=False, name=f'carried_{stack}')(feature, train)
         x = residual(c.dims[0], numerics, name=f'between_{stack}')(nn.relu(previous + carried), train)
     return maps
 

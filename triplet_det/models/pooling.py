@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from triplet_det.models.conv import Conv, ConvBlock, ConvNorm, Numerics
+from triplet_det.models.conv import Conv, ConvBlock, Numerics
 
 HEIGHT, WIDTH = 1, 2  # axes of [B, H, W, C]
 
@@ -114,8 +114,8 @@ class PoolingTail(nn.Module):
   @nn.compact
   def __call__(self, pooled: jax.Array, x: jax.Array, train: bool) -> jax.Array:
     width = x.shape[-1]
-    pooled = ConvNorm(width, 3, self.numerics, name='merge')(pooled, train)
-    skip = ConvNorm(width, 1, self.numerics, name='skip')(x, train)
+    pooled = ConvBlock(width, 3, self.numerics, relu=False, name='merge')(pooled, train)
+    skip = ConvBlock(width, 1, self.numerics, relu=False, name='skip')(x, train)
     return ConvBlock(width, 3, self.numerics, name='out')(nn.relu(pooled + skip), train)
 
 

@@ -1,0 +1,36 @@
+"""Weights trained here as a state dict of the authors' PyTorch code: the way back of import_torch_checkpoint.py.
+
+  python scripts/export_torch_checkpoint.py runs/mine CenterNet-104_480000.pkl
+
+Needs the extra `torch` to write the file.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from triplet_det import checkpoints, torch_import
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('checkpoint', help='run folder or checkpoint folder')
+  parser.add_argument('file', type=Path, help='.pkl or .pth to write')
+  arguments = parser.parse_args()
+  try:
+    import torch
+  except ImportError:
+    sys.exit('error: writing PyTorch files needs torch: pip install -e .[torch]')
+  try:
+    variables, record = checkpoints.load_weights(arguments.checkpoint)
+  except (FileNotFoundError, checkpoints.Unreadable) as error:
+    sys.exit(f'error: {error}')
+  arrays = torch_import.export_state_dict(variables, record.model)
+  torch.save({f'module.{key}': torch.from_numpy(array) for key, array in arrays.items()}, arguments.file)
+  print(f'{len(arrays)} arrays of step {record.step} -> {arguments.file}')
+
+
+if __name__ == '__main__':
+  main()

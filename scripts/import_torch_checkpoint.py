@@ -1,0 +1,96 @@
+"""The authors' PyTorch weights as a checkpoint of this program: same boxes, no torch needed afterwards.
+
+  python scripts/import_torch_checkpoint.py CenterNet-104_480000.pkl runs/centernet_104
+  python -m triplet_det.predict --checkpoint runs/centernet_104 --out boxes photo.jpg
+  python -m triplet_det.main --config configs/triplet.py:hg=104 --workdir runs/centernet_104 --config.mode=eval ...
+
+Needs the extra `torch` (pip install -e .[torch]) to read the file; nothing in the file is executed. CenterNet-52, -104
+and CornerNet are told apart by their keys. `--annotations` gives the categories if they are not COCO's.
+"""
+
+import argparse
+import collections
+import dataclasses
+import pickle
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from triplet_det import checkpoints, inference, torch_import
+from triplet_det.categories import COCO, CategoryTable
+from triplet_det.data.annotations import read_annotations
+
+
+def read_state_dict(path: Path) -> dict[str, np.ndarray]:
+  """The arrays of a .pkl or .pth file, old pickled or new zip format."""
+  try:
+    import torch
+  except ImportError:
+    sys.exit('error: reading PyTorch files needs torch: pip install -e .[torch]')
+  if not path.exists():
+    sys.exit(f'error: no file {path}')
+  try:
+    # weights_only: tensors are rebuilt, and a pickle that wants anything else done is refused before it is done.
+    loaded = torch.load(path, map_location='cpu', weights_only=True)
+  except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    sys.exit(f'error: {path} is refused, it is not a file of weights alone: {str(error).splitlines()[0]}')
+  loaded = loaded.get('state_dict', loaded) if isinstance(loaded, dict) else loaded
+  if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
+    sys.exit(f'error: {path} holds a {type(loaded).__name__}, not a state dict of tensors')
+  return {key: tensor.numpy() for key, tensor in loaded.items()}
+
+
+def format_table(state_dict: dict[str, np.ndarray], model: dict) -> str:
+  """What went where, module by module: released name, our name, arrays, numbers."""
+  rows = collections.defaultdict(lambda: [0, 0, ''])
+  for path, key, shape in torch_import.key_table(model):
+    row = rows[path[1]]
+    row[0] += 1
+    row[1] += int(np.prod(shape))
+    row[2] = row[2] or re.match(r'[a-z_]+(\.\d+)?', key)[0]
+  lines = [f'  {"here":<18}{"released":<14}{"arrays":>7}{"numbers":>14}']
+  lines += [f'  {here:<18}{there:<14}{arrays:>7}{numbers:>14,}' for here, (arrays, numbers, there) in rows.items()]
+  skipped = sum(key.endswith('num_batches_tracked') for key in state_dict)
+  return '\n'.join(lines) + (f'\n  left out: {skipped} counters num_batches_tracked' if skipped else '')
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('file', type=Path, help='.pkl or .pth of the authors, or of a network trained with their code')
+  parser.add_argument('out', type=Path, help='run folder to write')
+  parser.add_argument('--annotations', type=Path, help='COCO JSON with the categories, in order (default: COCO itself)')
+  parser.add_argument('--step', type=int, help='training steps (default: the number at the end of the file name)')
+  arguments = parser.parse_args()
+  state_dict = read_state_dict(arguments.file)
+  try:
+    model = torch_import.infer_model_config(state_dict)
+    variables = torch_import.import_state_dict(state_dict, model)
+    categories = _categories(arguments.annotations, model['num_classes'])
+  except (ValueError, FileNotFoundError) as error:
+    sys.exit(f'error: {arguments.file}: {error}')
+  digits = re.search(r'(\d+)$', arguments.file.stem)
+  step = arguments.step if arguments.step is not None else int(digits[1]) if digits else 0
+  settings = inference.PUBLISHED_CENTERNET if model['center_branch'] else inference.PUBLISHED_CORNERNET
+  record = checkpoints.RunRecord(step=step, categories=categories, model=model, test=dataclasses.asdict(settings))
+  saved = checkpoints.Checkpoints(arguments.out)
+  saved.save_best(variables, record)
+  saved.close()
+  kind = 'CenterNet' if model['center_branch'] else 'CornerNet'
+  print(f'{kind}, {model["stacks"]} stack(s), {len(categories)} classes, step {step} -> {arguments.out}')
+  print(format_table(state_dict, model))
+
+
+def _categories(annotations: Path | None, num_classes: int) -> CategoryTable:
+  table = read_annotations(annotations, require_boxes=False).categories if annotations else COCO
+  if len(table) != num_classes:
+    source = annotations or 'COCO'
+    raise ValueError(f'the network has {num_classes} classes, {source} has {len(table)}; give --annotations')
+  return table
+
+
+if __name__ == '__main__':
+  main()
