@@ -16,6 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from tensorflow_datasets.core import hashing
 
 from tests.tiny_coco import CATEGORIES, write_tiny_coco
+from triplet_det import categories
 from triplet_det.data import coco, coco_builder
 from triplet_det.data.annotations import read_annotations, read_ground_truth
 
@@ -171,7 +172,8 @@ def test_prepared_without_json(tiny, prepared, tmp_path):
   with pytest.raises(ValueError, match=r'\(3 images\) is not the JSON of split .train. .*\(7 images\)'):
     _ = wrong.image_sizes
 
-  names = ['person', *(f'thing {i}' for i in range(78)), 'toothbrush']
+  names = categories.COCO.names
+  assert (len(names), names[0], names[-1]) == (80, 'person', 'toothbrush')
   (directory / 'objects-label.labels.txt').write_text('\n'.join(names) + '\n')
   features = json.loads((directory / 'features.json').read_text())
   label = features['featuresDict']['features']['objects']['sequence']['feature']['featuresDict']['features']['label']

@@ -192,9 +192,12 @@ def test_coordinates_by_hand():
   np.testing.assert_allclose(found.scores, [1 / (1 + np.exp(-3))], rtol=1e-6)
   assert found.classes.tolist() == [1]
 
-  (found,) = Detector(apply_fn, {}, Settings(max_detections=2))([np.zeros((20, 40, 3), np.uint8)])
-  mirrored = [(12 - 10.25) * stride[0] - left, want[1], (12 - 4.25) * stride[0] - left, want[3]]
-  np.testing.assert_allclose(sorted(found.boxes.tolist()), sorted([want, mirrored]), rtol=1e-5)
+  # The mirror image shows pixel 46 of the canvas at 0; the published program takes it for pixel 47.
+  for mirror_shift, last in ((False, 46), (True, 47)):
+    settings = Settings(max_detections=2, mirror_shift=mirror_shift)
+    (found,) = Detector(apply_fn, {}, settings)([np.zeros((20, 40, 3), np.uint8)])
+    x1, x2 = (last - x * stride[0] - left for x in (10.25, 4.25))
+    np.testing.assert_allclose(sorted(found.boxes.tolist()), sorted([want, [x1, want[1], x2, want[3]]]), rtol=1e-5)
 
 
 def test_coordinates_of_two_scales_by_hand():
@@ -241,7 +244,10 @@ def pixel_network(variables, images):
 
 
 VARIABLES = dict(gain=np.float32(2.0))
-SMALL = Settings(window=1, top_k=40, num_pairs=200, max_detections=10, scales=(1.0, 1.5), merge_exponent=10)
+# mirror_shift keeps all coordinates on multiples of 1/32, so that no comparison hangs on rounding.
+SMALL = Settings(
+  window=1, top_k=40, num_pairs=200, max_detections=10, scales=(1.0, 1.5), merge_exponent=10, mirror_shift=True
+)
 
 
 def random_images(seed, sizes):
@@ -319,7 +325,7 @@ def test_the_host_path_agrees_where_nothing_is_dropped():
 FOUR_DEVICES = """
 import jax, numpy as np
 from tests.test_inference import VARIABLES, Detector, Settings, pixel_network, random_images
-settings = Settings(window=1, top_k=40, num_pairs=200)
+settings = Settings(window=1, top_k=40, num_pairs=200, mirror_shift=True)
 mesh = jax.make_mesh((4,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
 sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
 images = random_images(0, [(20, 30)] * 5)

@@ -157,10 +157,10 @@ def test_killed_in_a_save_and_at_a_random_moment_and_continued(reference, data, 
 
 def test_the_embedded_data_set_end_to_end(tmp_path):
   """configs/shapes.py with its whole triplet network, on a few of its scenes."""
-  directory = shapes.prepare(tmp_path / 'data', train_images=6, validation_images=2)
   overrides = {'total_steps': 3, 'model.center_branch': True, 'model.center_pooling': True}
   for split in ('train', 'eval'):
-    overrides |= {f'data.{split}.format': 'tfds', f'data.{split}.data_dir': directory}
+    settings = dict(data_dir=tmp_path / 'data', train_images=6, validation_images=2)
+    overrides |= {f'data.{split}.{name}': value for name, value in settings.items()}
   workdir = tmp_path / 'run'
   code, said = tiny_run.run(workdir, {**overrides, 'model.cascade_corner_pooling': True}, 'configs/shapes.py')
   assert code == 0, said
@@ -171,6 +171,8 @@ def test_the_embedded_data_set_end_to_end(tmp_path):
   detected = json.loads((workdir / 'eval/step_000003/results.json').read_text())
   assert len(detected) <= 2 * 100 and {row['image_id'] for row in detected} <= {1, 2}
   assert all((workdir / picture).exists() for picture in ('loss.png', 'ap.png', 'eval/step_000003/worst.png'))
+  events = b''.join(path.read_bytes() for path in workdir.glob('events.out*'))
+  assert all(name in events for name in (b'train/loss', b'eval/AP', b'eval/best', b'eval/worst', b'total_steps'))
 
 
 @pytest.fixture
@@ -323,6 +325,8 @@ def test_evaluation_data_with_other_categories(config, tmp_path):
 
 
 def test_a_second_signal_ends_at_once():
+  # A shell starts background jobs with Ctrl-C ignored; then there would be nothing to go back to.
+  started_with = signal.signal(signal.SIGINT, signal.default_int_handler)
   before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
   with train.stop_signal() as stopped:
     assert not stopped()
@@ -332,3 +336,4 @@ def test_a_second_signal_ends_at_once():
       os.kill(os.getpid(), signal.SIGINT)
       time.sleep(1)
   assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+  signal.signal(signal.SIGINT, started_with)

@@ -40,6 +40,9 @@ class Settings:
   inclusive: bool = False  # published: True, box sides + 1 pixel in the overlap
   stale_rows: bool = False  # published: True, `nms.soft_nms_in_place` on the host, slower
   nominal_scale: bool = False  # published: True, boxes are divided by the scale asked for, not by the rounded one
+  mirror_shift: bool = (
+    False  # published: True, what the mirror image shows is turned back one input pixel too far right
+  )
   cut_last_line: bool = False  # published: True, an image as large as its canvas loses its last row or column
 
   def __post_init__(self):
@@ -65,7 +68,7 @@ class Settings:
 
 
 PUBLISHED_CENTERNET = Settings(
-  center_rule='first', inclusive=True, stale_rows=True, nominal_scale=True, cut_last_line=True
+  center_rule='first', inclusive=True, stale_rows=True, nominal_scale=True, mirror_shift=True, cut_last_line=True
 )
 PUBLISHED_CENTERNET_MULTI_SCALE = dataclasses.replace(
   PUBLISHED_CENTERNET, scales=(0.6, 1.0, 1.2, 1.5, 1.8), merge_exponent=10
@@ -106,17 +109,22 @@ def propose(
   )
   out_height, out_width = maps.tl_heat.shape[1:3]
   if settings.mirror:
-    pairs, centers = _with_mirrored(pairs, centers, out_width)
+    # Pixel 0 is mirrored to pixel width - 1; the published program subtracts from the width.
+    last = out_width if settings.mirror_shift else out_width * (width - 1) / width
+    pairs, centers = _with_mirrored(pairs, centers, last)
   return _to_image(pairs, centers, (width / out_width, height / out_height), placement, settings.outside_margin)
 
 
-def _with_mirrored(pairs: Pairs, centers: Peaks | None, out_width: int) -> tuple[Pairs, Peaks | None]:
-  """Rows image, mirror image, image, ... [2 B, P] -> both together [B, 2 P], the mirror image's turned back."""
-  boxes = pairs.boxes.at[1::2, :, 0].set(out_width - pairs.boxes[1::2, :, 2])
-  boxes = boxes.at[1::2, :, 2].set(out_width - pairs.boxes[1::2, :, 0])
+def _with_mirrored(pairs: Pairs, centers: Peaks | None, last: float) -> tuple[Pairs, Peaks | None]:
+  """Rows image, mirror image, image, ... [2 B, P] -> both together [B, 2 P], the mirror image's turned back.
+
+  `last` is the place, in output cells, that x = 0 is mirrored to.
+  """
+  boxes = pairs.boxes.at[1::2, :, 0].set(last - pairs.boxes[1::2, :, 2])
+  boxes = boxes.at[1::2, :, 2].set(last - pairs.boxes[1::2, :, 0])
   pairs = pairs.replace(boxes=boxes)
   if centers is not None:
-    centers = centers.replace(x=centers.x.at[1::2].set(out_width - centers.x[1::2]))
+    centers = centers.replace(x=centers.x.at[1::2].set(last - centers.x[1::2]))
   return jax.tree.map(lambda a: a.reshape(a.shape[0] // 2, 2 * a.shape[1], *a.shape[2:]), (pairs, centers))
 
 
@@ -297,11 +305,10 @@ class Detector:
     scales, (pairs, centers) = self.settings.scales, zip(*found)
     pairs = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), *pairs)
     if centers[0] is not None:
-      if self.settings.center_scale not in scales:
-        raise ValueError(f'centers are taken from scale {self.settings.center_scale}, which is not among {scales}')
-      pairs = keep_triplets(
-        pairs, centers[scales.index(self.settings.center_scale)], center_rule=self.settings.center_rule
-      )
+      wanted = self.settings.center_scale
+      if wanted not in scales:
+        raise ValueError(f'center_scale is {wanted}, which is not among the scales {scales}')
+      pairs = keep_triplets(pairs, centers[scales.index(wanted)], center_rule=self.settings.center_rule)
     if not self.settings.stale_rows:
       return select(pairs, self.settings)
     if centers[0] is not None:  # CenterNet's program sorts before its soft-NMS, CornerNet's does not

@@ -132,9 +132,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
       draw_threshold=config.draw_threshold,
       about=dict(step=step, split=config.data.eval.split),
     )
-    for name in ('best', 'worst'):
-      picture = (folder / f'{name}.png').read_bytes()
-      writer.write_images(step, {f'eval/{name}': augment.decode_image(picture, name)})
+    pictures = {path.stem: augment.decode_image(path.read_bytes(), path.name) for path in sorted(folder.glob('*.png'))}
+    writer.write_images(step, {f'eval/{name}': picture for name, picture in pictures.items()})
     if found:
       logging.info('step %d: AP %.3f, AP50 %.3f', step, found['AP'], found['AP50'])
       if found['AP'] > checkpoints.best_metric('AP'):

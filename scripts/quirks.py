@@ -1,0 +1,61 @@
+"""The AP of a trained run with the sound and the published value of every quirk of testing (docs/departures.md).
+
+python scripts/quirks.py --checkpoint runs/shapes --config configs/shapes.py
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from triplet_det import checkpoints, evaluate
+from triplet_det.data import pipeline
+from triplet_det.evaluators import coco_ap, coco_results
+from triplet_det.models import detector
+
+# field of inference.Settings (or `decimals` of the results JSON) -> published value
+QUIRKS = dict(
+  center_rule='first',
+  stale_rows=True,
+  inclusive=True,
+  nominal_scale=True,
+  mirror_shift=True,
+  cut_last_line=True,
+  decimals=2,
+)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--checkpoint', required=True, help='run folder')
+  parser.add_argument('--config', type=Path, required=True, help='config whose data.eval is evaluated')
+  arguments = parser.parse_args()
+  spec = importlib.util.spec_from_file_location('config', arguments.config)
+  config = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(config)
+  source = pipeline.open_source(**config.get_config().data.eval)
+  variables, record = checkpoints.load_weights(arguments.checkpoint)
+  module = detector.build(record.model)
+  sound = evaluate.settings_for(record.test)
+
+  def ap(**published) -> dict[str, float]:
+    decimals = published.pop('decimals', None)
+    settings = dataclasses.replace(sound, **published)
+    tester = evaluate.make_detector(module, variables, settings, batch_size=8)
+    found = evaluate.detect(tester, source)
+    rows = coco_results.results_rows(found.items(), record.categories, decimals=decimals)
+    return coco_ap.evaluate(source.ground_truth, rows)
+
+  names = ('AP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L')
+  print('| published value | ' + ' | '.join(names) + ' |\n|---|' + '---:|' * len(names))
+  cases = [('none: all sound', {})] + [(f'{k} = {v}', {k: v}) for k, v in QUIRKS.items()] + [('all', dict(QUIRKS))]
+  for title, published in cases:
+    metrics = ap(**published)
+    print(f'| {title} | ' + ' | '.join(f'{100 * metrics[name]:.2f}' for name in names) + ' |', flush=True)
+
+
+if __name__ == '__main__':
+  main()
