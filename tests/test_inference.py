@@ -15,6 +15,8 @@ import pytest
 from tests.test_decode import golden_maps
 from triplet_det import inference, photometric
 from triplet_det.canvas import canvas_size, place
+from triplet_det.categories import COCO
+from triplet_det.evaluators.coco_results import results_rows
 from triplet_det.inference import Detector
 from triplet_det.nms import soft_nms_in_place
 from triplet_det.structs import KeypointMaps
@@ -77,6 +79,9 @@ def test_published_detections(name, case, parity):
   parity(f'detections, {name}, {case}: boxes, pixels', apart[:4].max(), 1e-2)
   parity(f'detections, {name}, {case}: scores', apart[4], 1e-5)
   assert (np.diff(found.scores) <= 0).all() and found.valid.all()
+  # What goes into results.json, to the digit; equal scores may stand in another order.
+  written = [[row['category_id'], *row['bbox'], row['score']] for row in results_rows([(1, found)], COCO, decimals=2)]
+  assert sorted(written) == sorted(golden[f'{case}/json'].tolist())
   assert detector.num_programs == len({golden[f'{case}/s{k}/input_shape'][2] for k in range(len(settings.scales))})
 
 
