@@ -43,7 +43,39 @@ class Record:
   size: tuple[int, int] | None = None
 
 
-class JsonSource:
+class _FromJson:
+  """What both sources read off the COCO JSON, `_annotations` of the subclass; lists are in the order of the records."""
+
+  _annotations: Annotations
+  _require_boxes: bool
+
+  @property
+  def image_ids(self) -> list[int]:
+    """Image ids in the order of the records."""
+    return self._annotations.image_ids.tolist()
+
+  @property
+  def image_sizes(self) -> list[tuple[int, int]]:
+    """(height, width) of the images in the order of the records, pixels."""
+    return [tuple(size) for size in self._annotations.image_sizes.tolist()]
+
+  @property
+  def file_names(self) -> list[str]:
+    """File names in the order of the records."""
+    return list(self._annotations.file_names)
+
+  @property
+  def report(self) -> dict[str, int]:
+    """Counts of images, boxes and repairs."""
+    return self._annotations.report
+
+  @functools.cached_property
+  def ground_truth(self) -> dict:
+    """The COCO dictionary for pycocotools."""
+    return read_ground_truth(self._annotations.path, require_boxes=self._require_boxes)
+
+
+class JsonSource(_FromJson):
   """A folder of images and a COCO JSON.
 
   Args:
@@ -92,33 +124,8 @@ class JsonSource:
   def categories(self) -> CategoryTable:
     return self._annotations.categories
 
-  @property
-  def image_ids(self) -> list[int]:
-    """Image ids in the order of the records."""
-    return self._annotations.image_ids.tolist()
 
-  @property
-  def image_sizes(self) -> list[tuple[int, int]]:
-    """(height, width) of the images in the order of the records, pixels."""
-    return [tuple(size) for size in self._annotations.image_sizes.tolist()]
-
-  @property
-  def file_names(self) -> list[str]:
-    """File names in the order of the records."""
-    return list(self._annotations.file_names)
-
-  @property
-  def report(self) -> dict[str, int]:
-    """Counts of images, boxes and repairs."""
-    return self._annotations.report
-
-  @functools.cached_property
-  def ground_truth(self) -> dict:
-    """The COCO dictionary for pycocotools."""
-    return read_ground_truth(self._annotations.path, require_boxes=self._require_boxes)
-
-
-class TfdsSource:
+class TfdsSource(_FromJson):
   """A data set in array_record with the features of TFDS's `coco/2017`, read without TensorFlow.
 
   The JSON is read only when something asks for it (ground truth, sizes, counts): training does not.
@@ -191,31 +198,6 @@ class TfdsSource:
       return self._annotations.categories
     names = tuple(info.features['objects']['label'].names)
     return COCO if names == COCO.names else CategoryTable(tuple(range(1, len(names) + 1)), names)
-
-  @property
-  def image_ids(self) -> list[int]:
-    """Image ids in the order of the records."""
-    return self._annotations.image_ids.tolist()
-
-  @property
-  def image_sizes(self) -> list[tuple[int, int]]:
-    """(height, width) of the images in the order of the records, pixels."""
-    return [tuple(size) for size in self._annotations.image_sizes.tolist()]
-
-  @property
-  def file_names(self) -> list[str]:
-    """File names in the order of the records."""
-    return list(self._annotations.file_names)
-
-  @property
-  def report(self) -> dict[str, int]:
-    """Counts of images, boxes and repairs."""
-    return self._annotations.report
-
-  @functools.cached_property
-  def ground_truth(self) -> dict:
-    """The COCO dictionary for pycocotools."""
-    return read_ground_truth(self._annotations.path, require_boxes=self._require_boxes)
 
   @functools.cached_property
   def _annotations(self) -> Annotations:
