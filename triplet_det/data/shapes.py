@@ -145,7 +145,10 @@ def prepare(
     tfds.enable_progress_bar()
   for leftover in directory.parent.glob(f'incomplete.*_{ShapesBuilder.VERSION}'):
     logging.info('removing the unfinished %s', leftover)
-    leftover.rmtree(missing_ok=True)
+    try:
+      leftover.rmtree(missing_ok=True)
+    except OSError as error:  # another process still writes there; it will find this set, and sweep for itself
+      logging.info('%s stays for now: %s', leftover, error)
   return directory
 
 
