@@ -36,24 +36,26 @@ class BatchNorm(nn.Module):
     running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,))
     running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,))
     if not train:
-      factor = scale * lax.rsqrt(running_var.value + EPSILON)
-      return (x * factor + (bias - running_mean.value * factor)).astype(self.dtype)
+      return self._normalised(x, running_mean.value, running_var.value, scale, bias)
 
     batch = x.shape[0]
     size = self.group or batch
     if batch % size:
       raise ValueError(f'a batch of {batch} images is not a multiple of the norm group of {size} images')
     groups = x.reshape(batch // size, size, *x.shape[1:]).astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean = groups.mean((1, 2, 3), keepdims=True)
-    centred = groups - mean
-    var = jnp.square(centred).mean((1, 2, 3), keepdims=True)
+    mean = _mean(groups)
+    var = _mean(jnp.square(groups - mean))
     if not self.is_initializing():
       count = size * x.shape[1] * x.shape[2]
       unbiased = var * (count / max(count - 1, 1))  # PyTorch keeps the unbiased variance, normalises by the biased
       running_mean.value = MOMENTUM * running_mean.value + (1 - MOMENTUM) * self._over_groups(mean)
       running_var.value = MOMENTUM * running_var.value + (1 - MOMENTUM) * self._over_groups(unbiased)
-    y = centred * (scale * lax.rsqrt(var + EPSILON)) + bias
-    return y.reshape(x.shape).astype(self.dtype)
+    return self._normalised(groups, mean, var, scale, bias).reshape(x.shape)
+
+  def _normalised(self, x, mean, var, scale, bias) -> jax.Array:
+    """One multiplication and one addition per number, as the published kernels have it."""
+    factor = scale * lax.rsqrt(var + EPSILON)
+    return (x * factor + (bias - mean * factor)).astype(self.dtype)
 
   def _over_groups(self, statistics: jax.Array) -> jax.Array:
     """[G, 1, 1, 1, C] -> [C]; a weighted sum, so that the reduction over devices joins that of the gradients."""
@@ -62,3 +64,8 @@ class BatchNorm(nn.Module):
     if self.running == 'first':
       return jnp.where(jnp.arange(groups)[:, None] == 0, rows, 0.0).sum(0)
     return rows.mean(0)
+
+
+def _mean(groups: jax.Array) -> jax.Array:
+  """[G, S, H, W, C] -> [G, 1, 1, 1, C], axis by axis: the error of a sum grows with its length, and these are short."""
+  return groups.mean(3, keepdims=True).mean(2, keepdims=True).mean(1, keepdims=True)
