@@ -58,6 +58,25 @@ def format_table(state_dict: dict[str, np.ndarray], model: dict) -> str:
   return '\n'.join(lines) + (f'\n  left out: {skipped} counters num_batches_tracked' if skipped else '')
 
 
+def write_run(
+  state_dict: dict[str, np.ndarray], out: Path, annotations: Path | None, step: int
+) -> checkpoints.RunRecord:
+  """A run folder with the weights, the network's config read off the keys, the categories and the published settings.
+
+  Raises:
+    ValueError: keys or shapes are not those of a released network (all listed), or the number of classes differs.
+  """
+  model = torch_import.infer_model_config(state_dict)
+  variables = torch_import.import_state_dict(state_dict, model)
+  categories = _categories(annotations, model['num_classes'])
+  settings = inference.PUBLISHED_CENTERNET if model['center_branch'] else inference.PUBLISHED_CORNERNET
+  record = checkpoints.RunRecord(step=step, categories=categories, model=model, test=dataclasses.asdict(settings))
+  saved = checkpoints.Checkpoints(out)
+  saved.save_best(variables, record)
+  saved.close()
+  return record
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('file', type=Path, help='.pkl or .pth of the authors, or of a network trained with their code')
@@ -66,22 +85,16 @@ def main() -> None:
   parser.add_argument('--step', type=int, help='training steps (default: the number at the end of the file name)')
   arguments = parser.parse_args()
   state_dict = read_state_dict(arguments.file)
-  try:
-    model = torch_import.infer_model_config(state_dict)
-    variables = torch_import.import_state_dict(state_dict, model)
-    categories = _categories(arguments.annotations, model['num_classes'])
-  except (ValueError, FileNotFoundError) as error:
-    sys.exit(f'error: {arguments.file}: {error}')
   digits = re.search(r'(\d+)$', arguments.file.stem)
   step = arguments.step if arguments.step is not None else int(digits[1]) if digits else 0
-  settings = inference.PUBLISHED_CENTERNET if model['center_branch'] else inference.PUBLISHED_CORNERNET
-  record = checkpoints.RunRecord(step=step, categories=categories, model=model, test=dataclasses.asdict(settings))
-  saved = checkpoints.Checkpoints(arguments.out)
-  saved.save_best(variables, record)
-  saved.close()
-  kind = 'CenterNet' if model['center_branch'] else 'CornerNet'
-  print(f'{kind}, {model["stacks"]} stack(s), {len(categories)} classes, step {step} -> {arguments.out}')
-  print(format_table(state_dict, model))
+  try:
+    record = write_run(state_dict, arguments.out, arguments.annotations, step)
+  except (ValueError, FileNotFoundError) as error:
+    sys.exit(f'error: {arguments.file}: {error}')
+  kind = 'CenterNet' if record.model['center_branch'] else 'CornerNet'
+  stacks, classes = record.model['stacks'], len(record.categories)
+  print(f'{kind}, {stacks} stack(s), {classes} classes, step {step} -> {arguments.out}')
+  print(format_table(state_dict, record.model))
 
 
 def _categories(annotations: Path | None, num_classes: int) -> CategoryTable:
