@@ -17,6 +17,7 @@ setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=find_packages(include=['triplet_det', 'triplet_det.*']),
+  package_data={'triplet_det.report': ['page.*']},
   install_requires=[
     'absl-py>=2.1',
     'array_record>=0.8',

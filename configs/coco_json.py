@@ -30,13 +30,13 @@ def get_config(variant: str = 'small') -> ConfigDict:
   config.min_overlap = 0.3
   config.published_radius = False
   config.total_steps = 5_000
-  config.optimizer.update(base=1e-3, schedule='cosine', warmup_steps=200)
+  config.optimizer.update(base=1e-3, schedule='cosine', warmup_steps=200, reference_batch=8)
   if variant == 'small':
     config.image_scale = 0.5
     config.input_size = 319
     config.augment.border = 80
     config.model.update(dims=(32, 48, 64, 96), blocks=(1, 1, 1, 2), stem_width=16, head_width=32, pool_width=32)
-    config.batch_size = 4
+    config.batch_size = config.optimizer.reference_batch = 4
 
   config.log_every = 20
   config.checkpoint_every = 500

@@ -1,9 +1,11 @@
 """The baseline, CornerNet511 (Law and Deng; [20] of the paper), by its own release: pairs of corners without centers.
 
   python -m triplet_det.main --config configs/cornernet.py:hg=104 --workdir gs://bucket/cornernet
+  python -m triplet_det.main --config configs/cornernet.py:small=1 --workdir runs/cornernet
 
-Variants: hg=104 (default; AP 40.5 on test-dev) or hg=52 (37.8). Row 1 of Table 4 is configs/ablation.py:row=1, which
-trains it by CenterNet's recipe.
+Variants: hg=104 (default; AP 40.5 on test-dev) or hg=52 (37.8); scales=multi tests at CornerNet's five scales (42.1 and
+39.4); small=1 is the embedded data set with the small network of configs/shapes.py. Row 1 of Table 4 is
+configs/ablation.py:row=1, which trains it by CenterNet's recipe.
 """
 
 from ml_collections import ConfigDict
@@ -13,11 +15,16 @@ from triplet_det import inference
 
 
 def get_config(variant: str = 'hg=104') -> ConfigDict:
+  chosen = triplet.parse_variant(variant, **triplet.POSSIBLE)
   config = triplet.get_config(variant)
   config.model.update(center_branch=False, center_pooling=False, cascade_corner_pooling=False)
-  # Published: batch 49, on 10 GPUs in unequal chunks of 4 and 5; 8 groups of 6 come nearest and fit 8 devices.
-  config.min_overlap = 0.3
-  config.published_radius = False
-  config.total_steps = 500_000
-  config.test = triplet.overridable(inference.PUBLISHED_CORNERNET)
+  if chosen['small'] == '0':
+    # Published: batch 49, on 10 GPUs in unequal chunks of 4 and 5; 8 groups of 6 come nearest and fit 8 devices.
+    config.min_overlap = 0.3
+    config.published_radius = False
+    config.total_steps = 500_000
+  own = dict(top_k=inference.PUBLISHED_CORNERNET.top_k, outside_margin=inference.PUBLISHED_CORNERNET.outside_margin)
+  config.test = triplet.overridable(inference.Settings(**{**config.test, **own}))
+  if chosen['scales'] == 'multi':
+    triplet.test_at_scales_of(inference.PUBLISHED_CORNERNET_MULTI_SCALE, config)
   return config

@@ -1,80 +1,233 @@
-"""The paper's tables from runs of this program: trains what is missing, reads what is finished, prints both.
+"""The paper's tables and speed comparison, our figures and the paper's side by side, with how ours came about.
 
-python scripts/tables.py table4 --runs runs/tables                 # the embedded data set, 5 rows x 2 seeds
-python scripts/tables.py table4 --runs runs/tables --rows 1 5      # pairs against triplets only
+  python scripts/tables.py table4 --runs runs/tables                 # the embedded data set, 5 rows x 2 seeds
+  python scripts/tables.py table3 --runs runs/tables                 # of rows 1 and 5 of these; so table1, 2 and 5
+  python scripts/tables.py table2 --runs runs/coco --full --config.data.eval.data_dir=TFDS ...
+  python scripts/tables.py table5 --runs runs/coco --full --rows centernet-104 --checkpoint centernet-104=runs/imported
+  python scripts/tables.py table4 --runs runs/mine --config configs/coco_json.py --config.data.train.images=DIR ...
+  python scripts/tables.py speed --hg 104 --rounds 5
+
+Runs that are finished are read, what is missing is trained or evaluated by `python -m triplet_det.main`. table1: false
+discovery rates (FD) of CornerNet. table2: AP and AR of CornerNet and CenterNet at one and at five scales. table3: FD of
+both. table4: what each component adds. table5: AP with the ground truth in place of the centers and, beyond the paper,
+of each other output. speed: network, decoding, post-processing and whole image apart.
+
+Row R and seed S of Table 4 is the folder row_R_seed_S below --runs. In the other tables row 1 is CornerNet and row 5
+CenterNet, also with Hourglass-52 on COCO: in the paper, FD50 of Table 3 is 100 - AP50 of Table 4 for both.
 """
 
 import argparse
-import statistics
-import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from configs import ablation
-from triplet_det import evaluate
+from scripts import paper, runs, speed
+from scripts.rows import Request, detectors, folders, multi_scale, request_of
+from scripts.runs import Run
+from scripts.side_by_side import FORMATS, Row, Table, common_and_notes
 
-COLUMNS = ('AP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L', 'AR1', 'AR10', 'AR100', 'AR_S', 'AR_M', 'AR_L')
-# CenterNet511-52 on COCO validation, percent.
-PAPER_TABLE_4 = {
-  '1': (37.6, 53.3, 40.0, 18.5, 39.6, 52.2, 33.7, 52.2, 56.7, 37.2, 60.0, 74.0),
-  '2': (38.3, 54.2, 40.5, 18.6, 40.5, 52.2, 34.0, 53.0, 57.9, 36.6, 60.8, 75.8),
-  '3': (39.9, 57.7, 42.3, 23.1, 42.3, 52.3, 33.8, 54.2, 58.5, 38.7, 62.4, 74.4),
-  '4': (40.8, 58.6, 43.6, 23.6, 43.6, 53.6, 33.9, 54.5, 59.0, 39.0, 63.2, 74.7),
-  '5': (41.3, 59.2, 43.9, 23.6, 43.8, 55.8, 34.5, 55.0, 59.2, 39.1, 63.5, 75.1),
-}
+# What rows are there to compare, and how the two detectors were published; all else should be equal in a table.
+MEANT = ('training.model.center_', 'training.model.cascade_')
+MEANT_MULTI_SCALE = ('test.scales', 'test.merge_exponent')
+MEANT_FULL = ('training.', 'test.top_k', 'test.outside_margin', 'step')
 
 
-def trained(runs: Path, row: str, seed: int, overrides: list[str]) -> dict[str, float]:
-  """The metrics of one run, which is trained (or continued) if it is not finished."""
-  workdir = runs / f'row_{row}_seed_{seed}'
-  total = ablation.get_config(f'row={row},small=1').total_steps
-  for override in overrides:
-    if override.startswith('--config.total_steps='):
-      total = int(override.partition('=')[2])
-  metrics = evaluate.read_metrics(evaluate.evaluation_folder(workdir, total))
-  if not metrics:
-    command = [sys.executable, '-m', 'triplet_det.main', f'--config=configs/ablation.py:row={row},small=1']
-    command += [f'--workdir={workdir.resolve()}', f'--config.seed={seed}', *overrides]
-    print(f'training row {row}, seed {seed}: {" ".join(command)}', file=sys.stderr)
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    metrics = evaluate.read_metrics(evaluate.evaluation_folder(workdir, total))
-  return metrics
+class Figures:
+  """Rows as they are measured, and the recipes of all runs behind them.
+
+  Raises ValueError before anything is executed if a run of the request cannot be.
+  """
+
+  def __init__(self, request: Request, columns: Sequence[str]):
+    self._request = request
+    self._columns = columns
+    self._recipes = {}
+    self._notes = []
+    for name in request.networks:
+      for run in request.runs(name):
+        run.step()  # whatever is wrong with the command is said before hours of training
+
+  def row(
+    self, name: str, figures: Mapping[str, Sequence[float]], *, title: str = '', tests: tuple[str, ...] = ()
+  ) -> Row:
+    """Metrics of a network's runs in percent, and the paper's."""
+    metrics = {}
+    for run in self._request.runs(name, tests):
+      found = self._result(name, title, run, 'eval', self._columns)
+      metrics[run.label] = _percent(found.metrics, self._columns)
+    return self._with_paper(name, title, metrics, figures)
+
+  def rows_by_output(self, name: str, figures: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Row]:
+    """Output that was replaced by the ground truth -> row."""
+    metrics = {}
+    for run in self._request.runs(name):
+      for row in self._result(name, '', run, 'error_analysis', ()).content['rows']:
+        numbers = {column: float(value) for column, value in row['metrics'].items()}
+        metrics.setdefault(row['replaced'], {})[run.label] = _percent(numbers, self._columns)
+    return {
+      replaced: self._with_paper(name, f', {replaced} replaced', by_run, figures.get(replaced, {}))
+      for replaced, by_run in metrics.items()
+    }
+
+  def table(self, name: str, title: str, rows: Sequence[Row], differences: Sequence[Row], meant=(), notes=()) -> Table:
+    published = MEANT_FULL if self._request.full and name != 'table4' else ()
+    recipe, found = common_and_notes(self._recipes, (*MEANT, *meant, *published))
+    return Table(
+      name,
+      f'{title}, percent; here {self._request.where}',
+      self._columns,
+      rows,
+      differences,
+      recipe,
+      [*self._notes, *found, *notes],
+    )
+
+  def _result(self, name: str, title: str, run: Run, mode: str, columns: Sequence[str]) -> runs.Result:
+    found = runs.result(run, mode, columns, self._request.execute)
+    who = f'{self._request.networks[name].title}{title}, {run.label}'
+    self._recipes[who] = found.recipe
+    for key, (there, asked) in runs.other_training(run, found).items():
+      self._notes.append(f'WARNING: {who} was trained with {key} {there}, now {asked} is asked for: {run.folder}')
+    return found
+
+  def _with_paper(self, name: str, title: str, metrics: Mapping, figures: Mapping[str, Sequence[float]]) -> Row:
+    network = self._request.networks[name]
+    told = {paper.NAMES.get(n, 'COCO'): dict(zip(self._columns, figures[n])) for n in network.paper if n in figures}
+    return Row(network.title + title, metrics, told)
 
 
-def table4(runs: Path, rows: list[str], seeds: list[int], overrides: list[str]) -> str:
-  """Markdown: the switches, our mean over seeds in percent, and the paper's figures."""
-  lines = [
-    '| CRE | CTP | CCP | of | ' + ' | '.join(COLUMNS) + ' |',
-    '|---|---|---|---|' + '---:|' * len(COLUMNS),
+def table1(request: Request) -> Table:
+  """How much of what pairs of corners detect is false (Sec. 3.1)."""
+  figures = Figures(request, paper.FD)
+  only = {'cornernet-104': paper.TABLE_3['cornernet-104']}
+  rows = [figures.row(name, only) for name in request.networks]
+  return figures.table(
+    'table1', 'Table 1: false discovery rates of CornerNet, in the paper on COCO validation', rows, []
+  )
+
+
+def table2(request: Request) -> Table:
+  """AP and AR at one and at five scales (Sec. 4.2)."""
+  figures = Figures(request, paper.AP + paper.AR)
+  rows = {}
+  for scales, tests in (('single', lambda name: ()), ('multi', multi_scale)):
+    for name in request.networks:
+      rows[name, scales] = figures.row(name, paper.TABLE_2[scales], title=f', {scales}-scale', tests=tests(name))
+  gains = [
+    rows[center, scales].minus(rows[corner, scales], f'gain of {request.networks[center].title}, {scales}-scale')
+    for scales in paper.TABLE_2
+    for corner, center in detectors(request)
   ]
-  mean_ap = {}
-  for row in rows:
-    found = [trained(runs, row, seed, overrides) for seed in seeds]
-    means = [100 * statistics.mean(metrics[name] for metrics in found) for name in COLUMNS]
-    mean_ap[row] = means[0]
-    ticks = ' | '.join('x' if on else '' for on in ablation.ROWS[row])
-    single = ', '.join(f'{100 * metrics["AP"]:.1f}' for metrics in found)
-    lines.append(f'| {ticks} | here (AP by seed {single}) | ' + ' | '.join(f'{v:.1f}' for v in means) + ' |')
-    lines.append('| | | | paper, COCO | ' + ' | '.join(f'{v:.1f}' for v in PAPER_TABLE_4[row]) + ' |')
-  if '1' in mean_ap and '5' in mean_ap:
-    gain = mean_ap['5'] - mean_ap['1']
-    lines.append(f'\ntriplets (row 5) minus pairs (row 1): {gain:+.1f} AP here, +3.7 in the paper')
-  return '\n'.join(lines)
+  title = 'Table 2: CornerNet and CenterNet, in the paper on COCO test-dev'
+  return figures.table('table2', title, list(rows.values()), gains, MEANT_MULTI_SCALE)
 
 
-def main() -> None:
+def table3(request: Request) -> Table:
+  """How many false boxes the centers take away, by IoU and size (Sec. 4.3)."""
+  figures = Figures(request, paper.FD)
+  rows = {name: figures.row(name, paper.TABLE_3) for name in request.networks}
+  decreases = [
+    rows[corner].minus(rows[center], f'decrease by {request.networks[center].title}')
+    for corner, center in detectors(request)
+  ]
+  title = 'Table 3: false discovery rates, in the paper on COCO validation'
+  return figures.table('table3', title, list(rows.values()), decreases)
+
+
+def table4(request: Request) -> Table:
+  """What each of the three components adds (Sec. 4.5)."""
+  figures = Figures(request, paper.AP + paper.AR)
+  rows = {name: figures.row(name, paper.TABLE_4) for name in request.networks}
+  steps = {
+    ('5', '1'): 'row 5 - row 1, triplets instead of pairs',
+    ('3', '1'): 'row 3 - row 1, central region exploration',
+    ('4', '3'): 'row 4 - row 3, center pooling',
+    ('2', '1'): 'row 2 - row 1, cascade corner pooling of pairs',
+    ('5', '4'): 'row 5 - row 4, cascade corner pooling of triplets',
+  }
+  gains = [rows[a].minus(rows[b], title) for (a, b), title in steps.items() if a in rows and b in rows]
+  title = 'Table 4: central region exploration (CRE), center pooling (CTP), cascade corner pooling (CCP), in the paper'
+  note = "the paper's row 2 is ticked under CTP; its text says that it is CCP"
+  return figures.table('table4', f'{title} Hourglass-52 on COCO validation', list(rows.values()), gains, notes=[note])
+
+
+def table5(request: Request) -> Table:
+  """AP with the truth in place of an output: which one limits the detector (Sec. 4.6)."""
+  figures = Figures(request, paper.AP)
+  rows, gains = [], []
+  for name in request.networks:
+    found = figures.rows_by_output(name, paper.TABLE_5)
+    rows += found.values()
+    title = request.networks[name].title
+    gains += [row.minus(found['nothing'], f'gain of {title}, {r}') for r, row in found.items() if r != 'nothing']
+  title = 'Table 5: outputs replaced by the ground truth, in the paper the centers, on COCO validation'
+  return figures.table('table5', title, rows, gains)
+
+
+TABLES = {'table1': table1, 'table2': table2, 'table3': table3, 'table4': table4, 'table5': table5}
+
+
+def _percent(metrics: Mapping[str, float], columns: Sequence[str]) -> dict[str, float]:
+  return {column: 100 * metrics[column] for column in columns}
+
+
+def parse(argv: Sequence[str] | None = None) -> tuple[argparse.ArgumentParser, argparse.Namespace, list[str]]:
+  """The parser (for its errors), what it understood, and the rest: overrides of the config."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('table', choices=('table4',))
-  parser.add_argument('--runs', type=Path, required=True, help='folder of the runs, one below it per row and seed')
-  parser.add_argument('--rows', nargs='+', default=list(ablation.ROWS), choices=list(ablation.ROWS))
-  parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1])
-  arguments, overrides = parser.parse_known_args()
-  if unknown := [o for o in overrides if not o.startswith('--config.')]:
-    parser.error(f'not understood: {unknown}; overrides of the config start with --config.')
-  print(table4(arguments.runs, arguments.rows, arguments.seeds, overrides))
+  chosen = parser.add_subparsers(dest='table', required=True, metavar='TABLE', help=', '.join([*TABLES, 'speed']))
+  shared = argparse.ArgumentParser(add_help=False)
+  shared.add_argument('--format', choices=list(FORMATS), default='text', help='what is printed')
+  shared.add_argument('--out', type=Path, help='folder for the table in all formats')
+  for table, function in TABLES.items():
+    one = chosen.add_parser(table, parents=[shared], allow_abbrev=False, help=function.__doc__)
+    one.add_argument('--runs', required=True, help='folder of the runs, one below it per row and seed')
+    one.add_argument('--rows', nargs='+', help='default: all')
+    one.add_argument('--seeds', nargs='+', type=int, default=[0, 1])
+    one.add_argument(
+      '--checkpoint', nargs='+', default=[], metavar='ROW=FOLDER', help='finished or imported: tested only'
+    )
+    one.add_argument('--full', action='store_true', help="the paper's networks on COCO, not the embedded data set")
+    one.add_argument(
+      '--config',
+      default='',
+      metavar='PAGE',
+      help='config of your own, its path from the root of the repository; the rows change its switches',
+    )
+  timed = chosen.add_parser('speed', parents=[shared], allow_abbrev=False, help='milliseconds per image')
+  speed.add_arguments(timed)
+  return parser, *parser.parse_known_args(argv)
+
+
+def table_of(arguments: argparse.Namespace, overrides: Sequence[str]) -> Table:
+  """Does what was asked for. Raises ValueError with one clear message if it cannot."""
+  if arguments.table != 'speed':
+    return TABLES[arguments.table](request_of(arguments, overrides))
+  if overrides:
+    raise ValueError(f'not understood: {" ".join(overrides)}')
+  return speed.measure(
+    hg=arguments.hg,
+    size=arguments.size,
+    image=arguments.image,
+    rounds=arguments.rounds,
+    settings=arguments.settings,
+    checkpoint={name: given[-1] for name, given in folders(arguments.checkpoint).items()},
+  )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  parser, arguments, overrides = parse(argv)
+  try:
+    table = table_of(arguments, overrides)
+  except (ValueError, FileNotFoundError) as error:
+    parser.error(str(error))
+  if arguments.out:
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for write, ending in FORMATS.values():
+      (arguments.out / f'{table.name}.{ending}').write_text(write(table) + '\n')
+  print(FORMATS[arguments.format][0](table))
 
 
 if __name__ == '__main__':

@@ -282,3 +282,14 @@ def test_the_record_survives_json():
   record = record_at(3, metrics={'AP': 1 / 3}, unlogged=((2, {'loss': 0.1}), (3, {'loss': 0.2})))
   back = RunRecord.from_json(json.loads(json.dumps(record.to_json())))
   assert back.categories == TABLE and back.unlogged == record.unlogged and back.metrics == {'AP': 1 / 3}
+
+
+def test_moving_averages_are_what_is_used(tmp_path):
+  average = jax.tree.map(lambda x: x + 100, state_at(3).variables)
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(state_at(3).replace(average=average), record_at(3))
+  checkpoints.close()
+  variables, _ = load_weights(tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, variables, jax.device_get(average))
+  with pytest.raises(ValueError, match=r'checkpoints/3 keeps moving averages, this run keeps none: give the average_de'):
+    restore(tmp_path)

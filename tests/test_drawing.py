@@ -91,18 +91,11 @@ def test_a_view_can_be_drawn_on():
   assert tuple(drawn[0, 0]) == (10, 20, 30) and tuple(drawn[300, 100]) == RED
 
 
-def test_ground_truth_is_blue_and_only_detections_above_the_threshold_are_red():
+def test_ground_truth_is_blue_and_detections_are_red():
   drawn = drawing.draw_ground_truth_and_detections(
-    blank(),
-    [[50, 100, 150, 200]],
-    ['cat'],
-    [[300, 100, 400, 200], [300, 300, 400, 400]],
-    ['cat', 'dog'],
-    [0.51, 0.5],
-    threshold=0.5,
+    blank(), [[50, 100, 150, 200]], ['cat'], [[300, 100, 400, 200]], ['cat'], [0.51]
   )
   assert tuple(drawn[150, 50]) == drawing.GROUND_TRUTH and tuple(drawn[150, 300]) == drawing.DETECTION
-  assert not drawn[290:410, 290:410].any()
   assert drawing.GROUND_TRUTH[2] == 255 and drawing.DETECTION[0] > 200
   assert (drawn[203:215, 50:80] == drawing.GROUND_TRUTH).all(axis=-1).any()  # its tag is below
   assert not drawn[80:97, 50:80].any()
@@ -114,14 +107,31 @@ def test_class_colors_are_distinct_and_stable():
   apart = np.linalg.norm(colors[:, None] - colors[None], axis=-1)
   assert apart[~np.eye(20, dtype=bool)].min() > 30
   assert drawing.class_color(0) == (242, 24, 24)
-  assert drawing.label_color('dog') == drawing.label_color('dog') != drawing.label_color('cat')
+
+
+def test_shaded_boxes_let_the_image_through():
+  image = blank(color=(100, 100, 100))
+  drawn = drawing.shade_boxes(image, [[100, 200, 200, 300], [150, 200, 250, 300]], [RED, GREEN], alpha=0.4)
+  assert covered(np.uint8(drawn != image), (1, 1, 1)) == (100, 200, 250, 300)
+  assert tuple(drawn[250, 120]) == (162, 60, 60) and tuple(drawn[250, 220]) == (60, 140, 60)
+  assert tuple(drawn[250, 180]) == (round(0.6 * 60 + 102), round(0.6 * 140), round(0.6 * 60))  # the first on top
+  assert drawing.shade_boxes(blank(100, 120), [[10, 10, 20, 20]]).shape == (400, 480, 3)
 
 
 def test_keypoints():
   drawn = drawing.draw_keypoints(blank(100, 130), [[20, 30], [100, 50]], colors=[RED, GREEN])
   assert tuple(drawn[120, 80]) == RED and tuple(drawn[200, 400]) == GREEN
-  assert drawn[200, 406].min() > 150  # the rim
-  assert drawn.any(axis=-1).sum() < 400
+  assert drawn[200, 408].min() > 150  # the rim
+  assert drawn.any(axis=-1).sum() < 800
+
+
+def test_the_area_of_a_keypoint_is_its_score():
+  drawn = drawing.draw_keypoints(
+    blank(800, 1000), [[100, 100], [500, 500], [800, 100]], scores=[0.9, 0.225, 0.0], colors=[RED, GREEN, (0, 0, 250)]
+  )
+  large, small, least = ((drawn == color).all(axis=-1).sum() for color in (RED, GREEN, (0, 0, 250)))
+  assert large / small == pytest.approx(4, rel=0.2) and 4 < least < small / 2
+  assert tuple(drawn[500, 500]) == GREEN
 
 
 def test_heatmap_shows_the_image_where_it_is_cold():

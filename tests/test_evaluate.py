@@ -1,19 +1,25 @@
 """Evaluation with detectors whose answers are known: every image once, files that other programs can read."""
 
+import contextlib
+import functools
+import io
 import json
 import math
 
 import cv2
 import numpy as np
 import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from tests.tiny_coco import write_tiny_coco
-from triplet_det import __version__, evaluate, inference
+from triplet_det import __version__, evaluate, gallery, inference
 from triplet_det.categories import CategoryTable
 from triplet_det.data import pipeline
 from triplet_det.models import detector
-from triplet_det.structs import Detections
+from triplet_det.structs import Detections, Pairs
 
+KINDS = ('png', 'jpg')  # of the pictures of an image
 TINY = dict(stacks=1, dims=(8, 8, 8), blocks=(1, 1, 1), stem_width=8, head_width=8, pool_width=8, num_classes=3)
 
 
@@ -31,6 +37,14 @@ class FakeDetector:
       self.shown.append((image_id, image.shape))
     for image_id, _ in self.shown[::-1]:
       yield image_id, self.answers[image_id]
+
+  def proposals(self, images):
+    none = np.zeros(0, np.float32)
+    pairs = Pairs(np.zeros((0, 4), np.float32), none, none, none, np.zeros(0, np.int32), np.zeros(0, bool))
+    return [inference.Proposals(pairs, None, pairs.valid)] * len(images)
+
+
+run_evaluation = functools.partial(evaluate.evaluate, split='train', run_name='run')
 
 
 def found(boxes, classes, scores=None):
@@ -64,7 +78,7 @@ def evaluated(source, tmp_path_factory):
   """A perfect detector's evaluation: the detector, the metrics, the folder."""
   judged = FakeDetector(perfect(source))
   folder = tmp_path_factory.mktemp('evaluated') / 'eval' / 'step_000007'
-  metrics = evaluate.evaluate(judged, source, source.categories, folder, about=dict(step=7, split='train'))
+  metrics = run_evaluation(judged, source, source.categories, folder, about=dict(step=7))
   return judged, metrics, folder
 
 
@@ -108,7 +122,7 @@ def test_results_json_is_what_coco_s_server_takes(source, evaluated):
 
 
 def test_rounded_results(source, tmp_path):
-  evaluate.evaluate(FakeDetector(perfect(source)), source, source.categories, tmp_path, decimals=1)
+  run_evaluation(FakeDetector(perfect(source)), source, source.categories, tmp_path, decimals=1)
   rows = json.loads((tmp_path / 'results.json').read_text())
   assert all(value == round(value, 1) for row in rows for value in (*row['bbox'], row['score']))
 
@@ -134,6 +148,15 @@ def test_metrics_json(evaluated):
   assert evaluate.evaluation_folder(folder.parent.parent, 7) == folder
 
 
+def test_the_name_of_the_folder(tmp_path):
+  name = lambda **given: evaluate.evaluation_folder(tmp_path, 480_000, **given).relative_to(tmp_path).as_posix()  # noqa: E731
+  assert name() == 'eval/step_480000'
+  assert name(split='validation') == 'eval/validation_step_480000'
+  assert name(split='validation', name='multi_scale') == 'eval/validation_step_480000_multi_scale'
+  with pytest.raises(ValueError, match=r"eval_name becomes .*, not 'a/b'"):
+    name(name='a/b')
+
+
 def test_the_fingerprint_says_how_the_metrics_came_about(evaluated):
   _, _, folder = evaluated
   recipe = strict((folder / 'metrics.json').read_text())['fingerprint']
@@ -144,17 +167,97 @@ def test_the_fingerprint_says_how_the_metrics_came_about(evaluated):
   assert (test['scales'], test['mirror'], test['nms_method'], test['top_k']) == ([1.0], True, 'gaussian', 70)
 
 
+@pytest.fixture(scope='module')
+def imperfect(source, tmp_path_factory):
+  """Boxes moved by some pixels, some of the wrong class, and false ones: the metrics, and the folder."""
+  rng = np.random.default_rng(1)
+  answers = {}
+  for image_id, right in perfect(source).items():
+    boxes = np.repeat(right.boxes, 3, axis=0) + rng.normal(0, [[2, 2, 6, 6]], (3 * len(right.boxes), 4))
+    boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+    classes = np.where(rng.random(len(boxes)) < 0.2, 0, np.repeat(right.classes, 3))
+    answers[image_id] = found([*boxes, (5, 5, 30, 30)], [*classes, 1], scores=rng.random(len(boxes) + 1))
+  folder = tmp_path_factory.mktemp('imperfect')
+  return run_evaluation(FakeDetector(answers), source, source.categories, folder), folder
+
+
+def by_hand(annotations, results, thresholds=None):
+  """COCOeval as its authors run it, on the two files."""
+  with contextlib.redirect_stdout(io.StringIO()):
+    truth = COCO(str(annotations))
+    run = COCOeval(truth, truth.loadRes(str(results)), 'bbox')
+    if thresholds is not None:
+      run.params.iouThrs = np.array(thresholds)
+    run.evaluate()
+    run.accumulate()
+    if thresholds is None:
+      run.summarize()
+  return run
+
+
+def test_ap_is_pycocotools_on_the_written_results(coco, imperfect):
+  metrics, folder = imperfect
+  run = by_hand(coco.annotations(), folder / 'results.json')
+  names = ['AP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L', 'AR1', 'AR10', 'AR100', 'AR_S', 'AR_M', 'AR_L']
+  assert list(metrics)[:12] == names and 0.1 < metrics['AP'] < 0.9
+  written = [evaluate.read_metrics(folder)[name] for name in names]
+  np.testing.assert_allclose(np.nan_to_num(written, nan=-1.0), run.stats, rtol=0, atol=1e-9)
+
+
+def test_fd_is_pycocotools_on_the_written_results(coco, imperfect):
+  """FD = 1 - AP over the IoU thresholds 0.05 : 0.05 : 0.5 (Sec. 3.1)."""
+  _, folder = imperfect
+  written = evaluate.read_metrics(folder)
+  curve = json.loads((folder / 'curves.json').read_text())['false_discovery']
+  thresholds = [0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45, 0.50]
+  precision = by_hand(coco.annotations(), folder / 'results.json', thresholds).eval['precision'][..., -1]
+
+  def fd(values):
+    return 1 - values[values > -1].mean() if (values > -1).any() else math.nan
+
+  want = {name: fd(precision[..., area]) for area, name in enumerate(('FD', 'FD_S', 'FD_M', 'FD_L'))}
+  want |= {name: fd(precision[row, ..., 0]) for row, name in ((0, 'FD5'), (4, 'FD25'), (9, 'FD50'))}
+  assert {name for name in written if name.startswith('FD')} == set(want)
+  assert 0.05 < written['FD5'] < written['FD50'] < 0.95 and math.isnan(want['FD_L'])
+  for name, value in want.items():
+    np.testing.assert_allclose(written[name], value, rtol=0, atol=1e-9, err_msg=name)
+  assert [row['iou'] for row in curve] == thresholds
+  for i, row in enumerate(curve):
+    for area, name in enumerate(('FD', 'FD_S', 'FD_M', 'FD_L')):
+      np.testing.assert_allclose(float(row[name]), fd(precision[i, ..., area]), rtol=0, atol=1e-9)
+
+
+def test_curves_json_is_pycocotools_precision(coco, imperfect):
+  _, folder = imperfect
+  curves = strict((folder / 'curves.json').read_text())
+  run = by_hand(coco.annotations(), folder / 'results.json')
+  precision = run.eval['precision'][..., 0, -1]  # IoU, recall, class
+  np.testing.assert_allclose(curves['recall'], np.arange(101) / 100, atol=1e-12)
+  assert [curve['iou'] for curve in curves['precision_recall']] == [0.5, 0.75]
+  name_of = {1: 'square', 3: 'disc', 90: 'ring'}
+  for curve, row in zip(curves['precision_recall'], (0, 5)):
+    assert 0 < np.mean(curve['all']) < 1
+    np.testing.assert_allclose(curve['all'], precision[row].mean(axis=1), rtol=0, atol=1e-9)
+    assert set(curve['classes']) == set(name_of.values())
+    for k, category in enumerate(run.params.catIds):
+      np.testing.assert_allclose(curve['classes'][name_of[category]], precision[row, :, k], rtol=0, atol=1e-9)
+
+
 def test_the_best_and_the_worst_are_drawn(source, tmp_path, monkeypatch):
   """One object image is answered with nothing, one with the wrong class; the image without objects is no candidate."""
-  monkeypatch.setattr(evaluate, 'DRAWN', 2)
+  monkeypatch.setattr(gallery, 'SHOWN', 2)
   answers = perfect(source)
   name_of = {image['id']: image['file_name'].removesuffix('.jpg') for image in source.ground_truth['images']}
   empty, wrong = 121, 128
   answers[empty] = found([], [])
   answers[wrong] = found(answers[wrong].boxes, (answers[wrong].classes + 1) % 3)
-  evaluate.evaluate(FakeDetector(answers), source, source.categories, tmp_path)
-  assert {p.stem for p in (tmp_path / 'worst').iterdir()} == {name_of[empty], name_of[wrong]}
-  assert {p.stem for p in (tmp_path / 'best').iterdir()} == {name_of[107], name_of[114]}
+  (tmp_path / 'worst').mkdir()
+  (tmp_path / 'worst' / 'of_an_earlier_evaluation.png').write_bytes(b'')
+  run_evaluation(FakeDetector(answers), source, source.categories, tmp_path)
+  assert {p.name for p in (tmp_path / 'worst').iterdir()} == {
+    f'{name_of[i]}.{e}' for i in (empty, wrong) for e in KINDS
+  }
+  assert {p.name for p in (tmp_path / 'best').iterdir()} == {f'{name_of[i]}.{e}' for i in (107, 114) for e in KINDS}
   for picture in ('best.png', 'worst.png', f'worst/{name_of[wrong]}.png'):
     assert cv2.imread(str(tmp_path / picture)).std() > 1
 
@@ -163,10 +266,10 @@ def test_other_categories(source, tmp_path):
   other = CategoryTable((3, 1, 90), ('disc', 'square', 'triangle'))
   message = r"do not fit the checkpoint: 3 categories instead of 3; not known: \['ring'\]; lacking: \['triangle'\]"
   with pytest.raises(ValueError, match=message):
-    evaluate.evaluate(FakeDetector({}), source, other, tmp_path / 'out')
+    run_evaluation(FakeDetector({}), source, other, tmp_path / 'out')
   other = CategoryTable((1, 3, 90), ('square', 'disc', 'ring'))
   with pytest.raises(ValueError, match=r'the 3 category names agree, their order or ids differ'):
-    evaluate.evaluate(FakeDetector({}), source, other, tmp_path / 'out')
+    run_evaluation(FakeDetector({}), source, other, tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
 
 
@@ -182,11 +285,20 @@ def test_a_split_without_an_object_to_find(coco, source, tmp_path, kind):
   path.write_text(json.dumps(truth))
   bare = pipeline.open_source('coco_json', images=coco.images(), annotations=path, require_boxes=False)
   folder = tmp_path / 'out'
-  assert evaluate.evaluate(FakeDetector(perfect(source)), bare, bare.categories, folder) == {}
+  judged = FakeDetector(perfect(source))
+  where = dict(split='test-dev2017', run_name='my_run')
+  assert evaluate.evaluate(judged, bare, bare.categories, folder, **where) == {}
   assert len(json.loads((folder / 'results.json').read_text())) == sum(len(d.boxes) for d in perfect(source).values())
   assert strict((folder / 'metrics.json').read_text())['metrics'] == {}
-  assert len(list((folder / 'best').iterdir())) == 7
+  assert strict((folder / 'curves.json').read_text()) == {}
+  entries = strict((folder / 'gallery.json').read_text())
+  assert len(entries) == 14 and all(entry['f1'] is None for entry in entries)
+  assert len(list((folder / 'best').iterdir())) == 14
   assert (folder / 'best.png').exists()
+  # Only what has no annotations goes to COCO's server, under the name that it wants.
+  sent = list(folder.glob('detections_*'))
+  assert [path.name for path in sent] == ['detections_test-dev2017_my_run_results.json'] * (kind == 'test_set')
+  assert all(path.read_bytes() == (folder / 'results.json').read_bytes() for path in sent)
 
 
 def test_a_canvas_that_does_not_fit_the_network():
@@ -196,10 +308,24 @@ def test_a_canvas_that_does_not_fit_the_network():
 
 
 def test_the_table_for_the_terminal():
-  table = evaluate.format_metrics({'AP': 0.44949, 'AP_L': float('nan'), 'AP/cat': 0.5, 'AP/long name': 0.25})
-  assert table.splitlines() == [
+  metrics = {'AP': 0.44949, 'AP_L': float('nan'), 'AP/cat': 0.5, 'AP/long name': 0.25, 'FD': 0.1, 'FD5': 0.05}
+  assert evaluate.format_metrics(metrics).splitlines() == [
     '  AP      0.449',
     '  AP_L    nan',
+    '  FD      0.100  lower is better',
+    '  FD5     0.050',
     '  AP of cat        0.500',
     '  AP of long name  0.250',
+  ]
+
+
+def test_the_table_of_the_error_analysis():
+  rows = [
+    dict(replaced='nothing', metrics=dict(AP=0.4071, AP_S=0.2)),
+    dict(replaced='everything', metrics=dict(AP=1.0, AP_S=float('nan'))),
+  ]
+  assert evaluate.format_error_analysis(rows).splitlines() == [
+    '  replaced           AP   AP_S',
+    '  nothing          40.7   20.0',
+    '  everything      100.0    nan',
   ]

@@ -298,6 +298,69 @@ def test_stream_gives_the_same_and_compiles_once_per_canvas(images_alone):
     assert_same(found[f'{i}.jpg'], want)
 
 
+def in_central_region(box, x, y, slack):
+  """Eq. (1) in words: the n-th part of the box, in its middle, n = 3 up to 150^2 pixels and 5 above."""
+  x1, y1, x2, y2 = (float(v) for v in box)
+  n = 3 if (x2 - x1) * (y2 - y1) <= 150**2 else 5
+  reach_x, reach_y = (x2 - x1) / (2 * n) + slack, (y2 - y1) / (2 * n) + slack
+  return abs(x - (x1 + x2) / 2) < reach_x and abs(y - (y1 + y2) / 2) < reach_y
+
+
+def test_proposals_are_what_detections_are_chosen_from():
+  images = random_images(3, [(20, 30), (175, 191), (30, 20), (20, 30)])
+  images[1] = images[1] // 16 + 112  # grey, where bright pixels are corners of a large box and dark ones its centers
+  images[1][[5, 9, 165, 169], [5, 13, 177, 149]] = 255
+  images[1][[85, 89, 89], [93, 93, 97]] = 0
+  settings = dataclasses.replace(SMALL, merge_exponent=None, num_pairs=1600)
+  detector = Detector(pixel_network, VARIABLES, settings, batch_size=2)
+  detections = dict(detector.stream(enumerate(images)))
+  compiled = []
+
+  def note(event, *_, **__):
+    if event.endswith('backend_compile_duration'):
+      compiled.append(event)
+
+  jax.monitoring.register_event_duration_secs_listener(note)
+  try:
+    proposals = detector.proposals(images)
+    assert not compiled
+    jax.jit(lambda x: x * 3.25 + 1)(np.float32(1))
+    assert compiled  # the listener hears
+  finally:
+    jax.monitoring.unregister_event_duration_listener(note)
+  assert len(proposals) == len(images)
+  sizes_met = set()
+  for i, one in enumerate(proposals):
+    height, width = images[i].shape[:2]
+    pairs, centers = one.pairs, one.centers
+    assert isinstance(one.kept, np.ndarray) and one.kept.shape == pairs.scores.shape == (len(pairs.boxes),)
+    assert pairs.valid.all() and 0 < one.kept.sum() < len(one.kept)
+    assert (pairs.boxes >= 0).all() and (pairs.boxes <= np.array([width, height, width, height])).all()
+    np.testing.assert_allclose(pairs.scores, (pairs.tl_scores + pairs.br_scores) / 2, rtol=1e-6)
+    for box, label, kept in zip(pairs.boxes, pairs.classes, one.kept):
+      mine = [(float(x), float(y)) for x, y, c in zip(centers.x, centers.y, centers.classes) if c == label]
+      wide, narrow = (any(in_central_region(box, x, y, slack) for x, y in mine) for slack in (1e-4, -1e-4))
+      assert kept in (wide, narrow)
+      sizes_met.add((bool(kept), (box[2] - box[0]) * (box[3] - box[1]) > 150**2))
+    best = np.argmax(pairs.scores * one.kept)
+    # The best detection is a pair that was kept, its score the mean of its three keypoints.
+    rows = np.flatnonzero(one.kept & (np.abs(pairs.boxes - detections[i].boxes[0]) < 1e-4).all(axis=1))
+    lowest, highest = 2 * pairs.scores[rows].max() / 3, (2 * pairs.scores[rows].max() + centers.scores.max()) / 3
+    assert lowest < detections[i].scores[0] <= highest + 1e-6
+    assert detections[i].scores[0] >= 2 * pairs.scores[best] / 3
+  assert len(sizes_met) == 4  # small and large boxes, kept and rejected
+
+
+def test_without_a_center_branch_every_proposal_is_kept():
+  (one,) = Detector(box_network((4, 2), (10, 5)), {}, Settings(mirror=False)).proposals(
+    [np.zeros((20, 40, 3), np.uint8)]
+  )
+  assert one.centers is None and one.kept.tolist() == [True]
+  stride = (47 / 12, 31 / 8)
+  want = [4.25 * stride[0] - 3, 2.5 * stride[1] - 5, 10.25 * stride[0] - 3, 5.5 * stride[1] - 5]
+  np.testing.assert_allclose(one.pairs.boxes, [want], rtol=1e-5)
+
+
 def test_a_stream_holds_few_images(detector):
   sizes = [((12, 12), (12, 28), (28, 12))[i % 7 % 3] for i in range(60)]
   taken, most = 0, 0

@@ -74,7 +74,10 @@ COMMANDS = {
   'key_like_none': ([*SHAPES, '--config.zzz=1'], r"unknown key 'zzz' in config\. Known keys: augment"),
   'wrong_type': ([*SHAPES, '--config.total_steps=abc'], r"--config\.total_steps=abc: .*'abc'"),
   'no_value': ([*SHAPES, '--config.total_steps'], r'Missing value for flag --config\.total_steps'),
-  'unknown_mode': ([*SHAPES, '--config.mode=fly'], r"config\.mode is 'fly'; possible: train_and_eval, train, eval"),
+  'unknown_mode': (
+    [*SHAPES, '--config.mode=fly'],
+    r"config\.mode is 'fly'; possible: train_and_eval, train, eval, error_analysis, report",
+  ),
   'unknown_flag': ([*SHAPES, '--wrkdir=x'], r"Unknown command line flag 'wrkdir'. Did you mean: workdir \?"),
   'stray_word': ([*SHAPES, 'eval'], r"not understood: \['eval'\]"),
   'no_workdir': (SHAPES[:2], r'--workdir must have a value'),
@@ -123,6 +126,14 @@ COMMANDS = {
   'nothing_to_evaluate': (
     [*COCO, *DATA, '--config.mode=eval'],
     r'no checkpoint in .*run: expected a run folder with best/ or checkpoints/ in it',
+  ),
+  'nothing_to_analyse': (
+    [*COCO, *DATA, '--config.mode=error_analysis'],
+    r'no checkpoint in .*run: expected a run folder with best/ or checkpoints/ in it',
+  ),
+  'nothing_to_report': (
+    [*COCO, *DATA, '--config.mode=report', '--workdir={tmp}/nowhere'],
+    r'there is no run folder .*/nowhere',
   ),
   'unknown_checkpoint': (
     [*COCO, *DATA, '--config.mode=eval', '--config.eval_checkpoint=newest'],

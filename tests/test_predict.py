@@ -102,6 +102,24 @@ def test_predict_writes_json_and_drawings(loaded, photos, tmp_path, images):
   assert sorted(p.name for p in out.glob('*.png')) == ['a.png', 'a_2.png', 'b.png']
 
 
+def test_figures_of_every_readable_image(loaded, photos, tmp_path, images):
+  (photos / 'broken.jpg').write_bytes(b'no image')
+  paths = [photos / 'a.png', photos / 'broken.jpg', photos / 'more' / 'a.png']
+  out = tmp_path / 'out'
+  _, unreadable = predict.predict(loaded, paths, out, threshold=0.0)
+  predict.draw_figures(loaded, paths, out, threshold=0.0, left_out=unreadable)
+  expected = {f'{stem}_{kind}.png' for stem in ('a', 'a_2') for kind in ('heatmaps', 'pairs')}
+  assert {p.name for p in (out / 'figures').iterdir()} == {*expected, 'sheet.png'}
+  size = {p.name: cv2.imread(str(p)).shape for p in (out / 'figures').iterdir()}
+  # 40 x 50 pixels are enlarged to 400 x 500, 41 x 52 to 410 x 520: three heatmaps, kept and rejected pairs.
+  assert 1500 < size['a_heatmaps.png'][1] < 1600 and 1000 < size['a_pairs.png'][1] < 1060
+  assert size['a_2_heatmaps.png'][1] > size['a_heatmaps.png'][1]
+  assert 2400 < size['sheet.png'][1] < 2600  # with the detections, six pictures in a row
+  maps = loaded.heatmaps(images[1])
+  assert maps.top_left.shape == maps.center.shape == images[1].shape[:2]
+  assert 0 <= maps.center.min() < maps.center.max() <= 1
+
+
 def test_threshold_leaves_out_weaker_boxes(loaded, photos, tmp_path, images):
   scores = loaded([images[0]])[0].scores
   threshold = float(scores[2] + scores[3]) / 2
@@ -136,6 +154,9 @@ def test_the_command(run_folder, photos, tmp_path):
   assert done.returncode == 0, done.stderr
   assert '5 boxes in 1 images' in done.stdout
   assert 'predict  image 1/1' in done.stderr
+  assert not (tmp_path / 'out' / 'figures').exists()
+  failed = subprocess.run([*command, '--figures', '--no_drawings', 'a.png'], cwd=ROOT, capture_output=True, text=True)
+  assert failed.returncode == 2 and '--no_drawings forbids it' in failed.stderr
   failed = subprocess.run([*command, 'nothing.jpg'], cwd=ROOT, capture_output=True, text=True)
   assert failed.returncode == 2
   assert failed.stderr.strip().startswith('error: nothing.jpg')

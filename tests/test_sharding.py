@@ -24,6 +24,42 @@ def test_batches_that_can_be_split(batch_size, devices, group_size):
 
 
 @pytest.mark.parametrize(
+  'batch_size, group_size, accumulate, message',
+  [
+    (48, 6, 3, r'batch_size 48 cannot be dealt out to accumulate=3 parts in groups of 6: give a divisor of 8'),
+    (8, 0, 0, r'batch_size 8 cannot be dealt out to accumulate=0 parts in images: give a divisor of 8'),
+  ],
+)
+def test_batches_that_cannot_go_in_parts(batch_size, group_size, accumulate, message):
+  with pytest.raises(ValueError, match=message):
+    sharding.check_batch(batch_size, FakeMesh(1), group_size, accumulate)
+
+
+@pytest.mark.parametrize(
+  'environment, variable',
+  [
+    ({}, None),
+    ({'SLURM_NTASKS': '1', 'OMPI_COMM_WORLD_SIZE': ''}, None),
+    ({'SLURM_NTASKS': '16'}, 'SLURM_NTASKS'),
+    ({'TPU_WORKER_HOSTNAMES': 'localhost'}, None),
+    ({'TPU_WORKER_HOSTNAMES': 't1v-n-0,t1v-n-1'}, 'TPU_WORKER_HOSTNAMES'),
+  ],
+)
+def test_who_started_several_processes(environment, variable):
+  assert sharding.started_by(environment) == variable
+
+
+def test_hosts_are_named_completely_or_not_at_all():
+  with pytest.raises(ValueError, match=r'coordinator a:1, num_hosts None, host_index 0: give all three or none'):
+    sharding.join_hosts('a:1', None, 0)
+
+
+def test_devices_that_cannot_share_a_state():
+  with pytest.raises(ValueError, match=r'state_shards is 3, there are 1 devices: give a divisor'):
+    sharding.make_mesh(jax.devices()[:1], state_shards=3)
+
+
+@pytest.mark.parametrize(
   'batch_size, devices, group_size, message',
   [
     (50, 8, None, r'batch_size 50 cannot be split over 8 devices: give a multiple of 8, for example 48'),
@@ -40,11 +76,11 @@ def test_batches_that_cannot(batch_size, devices, group_size, message):
 
 def test_a_host_s_rows_become_a_global_batch():
   mesh = sharding.make_mesh()
-  assert mesh.axis_names == ('data',) and mesh.devices.tolist() == jax.devices()
+  assert mesh.axis_names == ('data', 'state') and mesh.devices.ravel().tolist() == jax.devices()
   images = np.arange(4 * 3, dtype=np.uint8).reshape(4, 1, 1, 3)
   batch = Batch(images, np.ones((4, 2, 4), np.float32), np.zeros((4, 2), np.int32), np.zeros((4, 2), bool))
   got = sharding.to_global(batch, mesh)
-  assert isinstance(got, Batch) and got.images.sharding.spec == PartitionSpec('data')
+  assert isinstance(got, Batch) and got.images.sharding.spec == PartitionSpec(('data', 'state'))
   for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(batch)):
     assert one.dtype == other.dtype
     np.testing.assert_array_equal(one, other)

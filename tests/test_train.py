@@ -74,6 +74,17 @@ def test_a_run_leaves_log_results_curves_drawings_and_events(reference):
   assert {row['image_id'] for row in json.loads((evaluation / 'results.json').read_text())} <= {100, 107, 114}
   for picture in ('loss.png', 'ap.png', f'eval/{evaluation.name}/best.png', f'eval/{evaluation.name}/worst.png'):
     assert (workdir / picture).read_bytes().startswith(b'\x89PNG')
+  assert {name: rows[-1][f'eval/{name}'] for name in ('AP', 'FD', 'FD50')} == {
+    name: evaluate.read_metrics(evaluation)[name] for name in ('AP', 'FD', 'FD50')
+  }
+  assert len(json.loads((evaluation / 'curves.json').read_text())['false_discovery']) == 10
+  gallery = json.loads((evaluation / 'gallery.json').read_text())
+  assert {entry['image_id'] for entry in gallery} <= {100, 107, 114}
+  assert all((evaluation / entry['image']).read_bytes().startswith(b'\xff\xd8') for entry in gallery)
+  config = json.loads((workdir / 'config.json').read_text())
+  assert (config['total_steps'], config['model']['dims'], config['optimizer']['base']) == (STEPS, [8, 8], 1e-3)
+  assert f'{rows[-1]["eval/FD"]:.3f}' in said
+  assert f'to look at: {workdir / "report.html"}' in said
   assert len(list(workdir.glob('events.out.tfevents.*'))) == 1
   assert {p.name for p in (workdir / 'checkpoints').iterdir()} == {str(STEPS - 1), str(STEPS)}
   assert [p.name for p in (workdir / 'best').iterdir()] == [str(STEPS)]
@@ -111,6 +122,30 @@ def test_mode_eval_gives_the_metrics_of_the_training_s_last_evaluation(reference
   assert written == json.loads((there / 'metrics.json').read_text())['metrics']
   assert (fingerprint['step'], fingerprint['split'], fingerprint['images']) == (STEPS, 'validation', 3)
   assert f'AP      {written["AP"]:.3f}' in said
+
+
+def test_mode_error_analysis_and_mode_report(reference, data):
+  """Of CornerNet, which has no centers to replace; the run's own metrics are the first row."""
+  workdir, _ = reference
+  code, said = tiny_run.run(workdir, {**data, 'mode': 'error_analysis', 'eval_name': 'other'})
+  assert code == 0, said
+  written = json.loads((workdir / f'eval/validation_step_{STEPS:06d}_other/error_analysis.json').read_text())
+  rows = {row['replaced']: row['metrics'] for row in written['rows']}
+  assert list(rows) == ['nothing', 'corners', 'embeddings', 'offsets', 'everything']
+  trained = json.loads((workdir / f'eval/step_{STEPS:06d}/metrics.json').read_text())
+  assert rows['nothing'] == {name: trained['metrics'][name] for name in ('AP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L')}
+  assert (written['fingerprint']['split'], written['fingerprint']['images']) == ('validation', 3)
+  assert written['fingerprint']['test'] == trained['fingerprint']['test']
+  assert rows['everything']['AP'] > rows['nothing']['AP']
+  assert f'everything    {100 * rows["everything"]["AP"]:7.1f}' in said
+
+  page = workdir / 'report.html'
+  page.unlink()
+  log = tiny_run.rows(workdir)
+  code, said = tiny_run.run(workdir, {**data, 'mode': 'report'})
+  assert code == 0, said
+  assert f'to look at: {page}' in said and '<html' in page.read_text()
+  assert tiny_run.rows(workdir) == log
 
 
 def test_stopped_by_sigterm_and_continued(reference, data, tmp_path):
@@ -261,6 +296,7 @@ def test_the_best_weights_are_kept_by_ap(config, evaluations, tmp_path):
   metrics = train.train(config, tmp_path)
   assert metrics['AP'] == 0.3
   assert math.isnan(metrics['AP_L'])
+  assert (tmp_path / 'report.html').exists()
   assert best(tmp_path) == (4, 0.5, [4, 4, 4])
   assert {p.name for p in (tmp_path / 'checkpoints').iterdir()} == {'9', '10'}
   assert evaluations.done == [2, 4, 6, 8, 10]

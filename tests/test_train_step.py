@@ -1,6 +1,7 @@
 """The pure step: its arithmetic on a network of a few numbers, and that it computes the same on 1, 2 and 8 devices."""
 
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -14,8 +15,9 @@ import numpy as np
 import pytest
 
 from triplet_det import losses, optimizer, photometric, targets
+from triplet_det.models import detector
 from triplet_det.structs import Batch, KeypointMaps
-from triplet_det.train_step import TrainState, make_train_step
+from triplet_det.train_step import TrainState, init_state, make_train_step
 
 ROOT = Path(__file__).parent.parent
 SIDE, CELLS, CLASSES = 63, 16, 2
@@ -128,16 +130,74 @@ def test_groups_are_those_of_the_norms(batch, plain_step):
   assert loss(slice(0, 4)) == pytest.approx((loss(slice(0, 2)) + loss(slice(2, 4))) / 2, rel=1e-6)
 
 
-# One process with 8 CPU devices steps the same batch of 48, groups of 6, on meshes of 8, 2 and 1 of them.
+def exact_step(batch, remat='none', accumulate=1):
+  """Gradients, statistics and metrics of a small network in float64, where nothing hides behind rounding."""
+  sizes = dict(stacks=1, dims=(8, 8), blocks=(1, 1), stem_width=8, head_width=8, pool_width=8, num_classes=CLASSES)
+  module = detector.build(dict(sizes, dtype='float64', norm_group=2, remat=remat, cascade_corner_pooling=False))
+  step = make_train_step(module, ADAM, seed=0, accumulate=accumulate)
+  with jax.enable_x64(True):
+    state = jax.tree.map(
+      lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, jax.jit(lambda: init_state(module, ADAM, 0))()
+    )
+    compiled = jax.jit(step).lower(state, batch).compile({'xla_backend_optimization_level': 0})
+    after, metrics = compiled(state, batch)
+  (adam_state,) = [s for s in after.opt_state if hasattr(s, 'mu')]
+  return jax.device_get(dict(gradient=adam_state.mu, statistics=after.batch_stats, metrics=metrics))
+
+
+@pytest.fixture(scope='module')
+def exact(batch):
+  return exact_step(batch)
+
+
+@pytest.mark.parametrize('changes', [dict(remat='norms'), dict(remat='blocks'), dict(accumulate=2)], ids=str)
+def test_rematerialised_or_in_parts_it_is_the_same_step(batch, exact, changes):
+  got = exact_step(batch, **changes)
+  assert jax.tree.structure(got) == jax.tree.structure(exact)
+  for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(exact)):
+    assert one.dtype == np.float64, path
+    np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6 * np.abs(other).max(), err_msg=str(path))
+
+
+def test_moving_averages(batch):
+  """They follow parameters and statistics with (1 + k) / (10 + k), at most the decay asked for, and are tested with."""
+  step = jax.jit(make_train_step(Constants(), ADAM, seed=0, average_decay=0.15))
+  start = state_after()
+  shown = {'images': jnp.zeros(batch.images.shape)}
+  average = {'params': start.params, 'batch_stats': shown}
+  state = start.replace(batch_stats=shown, average=average)
+  for decay in (1 / 10, 0.15, 0.15):
+    before = state
+    state, _ = step(before, batch)
+    for kind in ('params', 'batch_stats'):
+      for name, new in getattr(state, kind).items():
+        want = decay * before.average[kind][name] + (1 - decay) * new
+        np.testing.assert_allclose(state.average[kind][name], want, rtol=1e-5, atol=1e-6)
+  assert state.variables is state.average
+  assert start.variables == {'params': start.params, 'batch_stats': start.batch_stats}
+
+
+# Name -> devices and settings of one step. One process with 8 CPU devices takes them all with the same batch of 48 in
+# groups of 6.
+CASES = {
+  'all_8': dict(count=8),
+  'all_2': dict(count=2),
+  'all_1': dict(count=1),
+  'first_8': dict(count=8, running='first'),
+  'first_1': dict(count=1, running='first'),
+  'state_4': dict(count=8, state_shards=4),
+  'accumulate_4': dict(count=2, accumulate=4),
+  'first_accumulate_4': dict(count=1, running='first', accumulate=4),
+}
 EIGHT_DEVICES = """
-import sys
+import json, sys
 import jax, numpy as np
 from triplet_det import optimizer, sharding
 from triplet_det.models import detector
 from triplet_det.structs import Batch
 from triplet_det.train_step import init_state, make_train_step
 
-cache, out = sys.argv[1:]
+cache, out, cases = sys.argv[1:]
 jax.config.update('jax_compilation_cache_dir', cache)
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 rng = np.random.default_rng(1)
@@ -150,26 +210,28 @@ batch = Batch(
 )
 sizes = dict(stacks=1, dims=(8, 8), blocks=(1, 1), stem_width=8, head_width=8, pool_width=8, num_classes=3)
 adam = optimizer.adam(lambda step: 1e-3)
-for running, counts in (('all', [8, 2, 1]), ('first', [8, 1])):
-  model = dict(sizes, cascade_corner_pooling=False, norm_group=6, norm_running=running)
+for name, case in json.loads(cases).items():
+  model = dict(sizes, cascade_corner_pooling=False, norm_group=6, norm_running=case.get('running', 'all'))
   module = detector.build(model)
   initial = jax.device_get(jax.jit(lambda: init_state(module, adam, 1))())
-  for count in counts:
-    mesh = sharding.make_mesh(jax.devices()[:count])
-    everywhere = sharding.replicated(mesh)
-    step = jax.jit(
-      make_train_step(module, adam, seed=0),
-      in_shardings=(everywhere, sharding.over_data(mesh)),
-      out_shardings=(everywhere, everywhere),
-    )
-    compiled = step.lower(initial, batch).compile()
-    state, metrics = compiled(jax.device_put(initial, everywhere), sharding.to_global(batch, mesh))
-    # Adam's first moment after one step is a tenth of the gradient.
-    (adam_state,) = [s for s in state.opt_state if hasattr(s, 'mu')]
-    trees = dict(gradient=adam_state.mu, statistics=state.batch_stats, metrics=metrics)
-    leaves = {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(trees)}
-    np.savez(f'{out}/{running}_{count}.npz', **leaves)
-    open(f'{out}/{running}_{count}.txt', 'w').write(compiled.as_text())
+  mesh = sharding.make_mesh(jax.devices()[: case['count']], state_shards=case.get('state_shards', 1))
+  everywhere = sharding.replicated(mesh)
+  state_sharding = sharding.of_state(mesh, initial, smallest=500)
+  step = jax.jit(
+    make_train_step(module, adam, seed=0, accumulate=case.get('accumulate', 1)),
+    in_shardings=(state_sharding, sharding.over_data(mesh)),
+    out_shardings=(state_sharding, everywhere),
+  )
+  compiled = step.lower(initial, batch).compile()
+  state, metrics = compiled(jax.device_put(initial, state_sharding), sharding.to_global(batch, mesh))
+  # Adam's first moment after one step is a tenth of the gradient.
+  (adam_state,) = [s for s in state.opt_state if hasattr(s, 'mu')]
+  trees = dict(gradient=adam_state.mu, statistics=state.batch_stats, metrics=metrics)
+  leaves = {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(trees)}
+  np.savez(f'{out}/{name}.npz', **leaves)
+  open(f'{out}/{name}.txt', 'w').write(compiled.as_text())
+  parts = sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(state.params))
+  open(f'{out}/{name}.size', 'w').write(str(parts))
 """
 
 
@@ -178,7 +240,14 @@ def devices(tmp_path_factory):
   """The folder with the results and the compiled text of every mesh."""
   out = tmp_path_factory.mktemp('devices')
   environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu'}
-  arguments = [sys.executable, '-c', EIGHT_DEVICES, str(jax.config.jax_compilation_cache_dir), str(out)]
+  arguments = [
+    sys.executable,
+    '-c',
+    EIGHT_DEVICES,
+    str(jax.config.jax_compilation_cache_dir),
+    str(out),
+    json.dumps(CASES),
+  ]
   subprocess.run(arguments, cwd=ROOT, env=environment, check=True, timeout=600)
   return out
 
@@ -201,6 +270,20 @@ def test_any_number_of_devices_computes_the_same(devices, count):
   """
   got, want = (np.load(devices / f'all_{n}.npz') for n in (count, 1))
   assert_equal_to(got, want, 1e-5, ['metrics', 'statistics', 'gradient'])
+
+
+@pytest.mark.parametrize(
+  'name, same', [('state_4', 'all_1'), ('accumulate_4', 'all_1'), ('first_accumulate_4', 'first_1')]
+)
+def test_a_split_state_and_a_batch_in_parts_compute_the_same(devices, name, same):
+  got, want = (np.load(devices / f'{n}.npz') for n in (name, same))
+  assert_equal_to(got, want, 1e-5, ['metrics', 'statistics', 'gradient'])
+
+
+def test_a_split_state_is_split(devices):
+  """A device of four that share a state holds little more than a quarter of the parameters."""
+  whole, part = (int((devices / f'{name}.size').read_text()) for name in ('all_8', 'state_4'))
+  assert whole / 4 <= part < whole / 2.5
 
 
 def test_the_running_statistics_of_the_first_group(devices):

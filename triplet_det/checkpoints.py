@@ -106,6 +106,7 @@ class Checkpoints:
       try:
         record = _read_record(directory)
         check_same_model(directory, record.model, model)
+        _check_averages(directory, like)
         restored = self._states.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
       except _Misfit:
         raise
@@ -147,6 +148,17 @@ def check_same_model(directory: epath.PathLike, saved: Mapping[str, Any], wanted
     )
 
 
+def _check_averages(directory: epath.Path, like: Any) -> None:
+  """Raises ValueError when only one of the saved and the wanted state keeps moving averages."""
+  tree = ocp.PyTreeCheckpointHandler().metadata(directory / 'state').tree
+  saved, wanted = bool(tree.get('average')), bool(getattr(like, 'average', None))
+  if saved != wanted:
+    kept = {True: 'keeps moving averages', False: 'keeps none'}
+    raise _Misfit(
+      f'{directory} {kept[saved]}, this run {kept[wanted]}: give the average_decay of that run, or another --workdir'
+    )
+
+
 def load_weights(path: epath.PathLike, *, which: str = BEST) -> tuple[dict[str, Any], RunRecord]:
   """Weights to use: ({'params', 'batch_stats'} of NumPy arrays, record).
 
@@ -170,12 +182,16 @@ def load_weights(path: epath.PathLike, *, which: str = BEST) -> tuple[dict[str, 
 
 
 def _read_variables(directory: epath.Path) -> dict[str, Any]:
+  """Parameters and statistics; of a state that keeps moving averages, those."""
   handler = ocp.PyTreeCheckpointHandler()
   tree = handler.metadata(directory).tree
-  wanted = {name: tree[name] for name in ('params', 'batch_stats')}
+  averaged = bool(tree.get('average'))
+  wanted = {name: (tree['average'] if averaged else tree)[name] for name in ('params', 'batch_stats')}
+  wanted = {'average': wanted} if averaged else wanted
   on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
   arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=on_host, partial_restore=True)
-  return handler.restore(directory, args=arguments)
+  restored = handler.restore(directory, args=arguments)
+  return restored['average'] if averaged else restored
 
 
 def _newest_below(path: epath.Path, which: str) -> epath.Path:

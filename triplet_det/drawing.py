@@ -8,7 +8,6 @@ drawings on one small image, enlarge it first: `big, factor = enlarge(image)`, t
 import colorsys
 import functools
 import math
-import zlib
 from collections.abc import Sequence
 
 import cv2
@@ -31,11 +30,6 @@ def class_color(class_index: int) -> Color:
   return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def label_color(label: str) -> Color:
-  """The colour of a name, the same in every picture and run; two names may happen to look alike."""
-  return class_color(zlib.crc32(label.encode()))
-
-
 def enlarge(image: np.ndarray, min_side: int = MIN_SIDE) -> tuple[np.ndarray, int]:
   """A copy whose longer side has at least `min_side` pixels, and the whole factor by which coordinates grew."""
   _check_image(image)
@@ -51,7 +45,7 @@ def draw_boxes(
   labels: Sequence[str],
   *,
   scores: Sequence[float] | None = None,
-  colors: Color | Sequence[Color] | None = None,
+  colors: Color | Sequence[Color] = DETECTION,
   min_side: int = MIN_SIDE,
 ) -> np.ndarray:
   """Boxes [N, 4] with a tag each ("dog 0.93"), the best on top.
@@ -61,14 +55,14 @@ def draw_boxes(
     boxes: [N, 4] pixels; what lies outside the image is cut off.
     labels: N texts.
     scores: N numbers for the tags and the order of drawing; None leaves them out.
-    colors: one RGB colour, or N; None is `label_color` of each label.
+    colors: one RGB colour, or N, such as `class_color` of each.
     min_side: the result's longer side has at least this many pixels.
   Raises:
     ValueError: if the lengths differ, a box is not finite, or the image is not uint8 [H, W, 3].
   """
   canvas, factor = enlarge(image, min_side)
   boxes = _checked_boxes(boxes, labels, scores) * factor
-  colors = [label_color(label) for label in labels] if colors is None else _per_box(colors, len(boxes))
+  colors = _per_box(colors, len(boxes))
   texts = list(labels) if scores is None else [f'{label} {score:.2f}' for label, score in zip(labels, scores)]
   for i in (order := _best_last(len(boxes), scores)):
     _draw_box(canvas, boxes[i], colors[i])
@@ -85,14 +79,13 @@ def draw_ground_truth_and_detections(
   labels: Sequence[str],
   scores: Sequence[float],
   *,
-  threshold: float = 0.5,
   min_side: int = MIN_SIDE,
 ) -> np.ndarray:
-  """Ground truth in blue with tags below, detections with scores above `threshold` (0.5: Fig. 7) in red, tags above."""
+  """Ground truth in blue with tags below, detections in red with tags above, the best on top (Fig. 1)."""
   canvas, factor = enlarge(image, min_side)
   gt_boxes = _checked_boxes(gt_boxes, gt_labels, None) * factor
   boxes = _checked_boxes(boxes, labels, scores) * factor
-  order = [i for i in _best_last(len(boxes), scores) if scores[i] > threshold]
+  order = _best_last(len(boxes), scores)
   for box in gt_boxes:
     _draw_box(canvas, box, GROUND_TRUTH)
   for i in order:
@@ -104,15 +97,40 @@ def draw_ground_truth_and_detections(
   return canvas
 
 
-def draw_keypoints(
-  image: np.ndarray, points: np.ndarray, *, colors: Color | Sequence[Color] = DETECTION, min_side: int = MIN_SIDE
+def shade_boxes(
+  image: np.ndarray,
+  boxes: np.ndarray,
+  colors: Color | Sequence[Color] = DETECTION,
+  *,
+  alpha: float = 0.4,
+  min_side: int = MIN_SIDE,
 ) -> np.ndarray:
-  """Points [K, 2] as dots with a white rim (Figs. 6e, 6f); the first point lies on top."""
+  """Boxes [N, 4] filled with a translucent colour, such as the central regions of Fig. 3; the first lies on top."""
+  canvas, factor = enlarge(image, min_side)
+  boxes = np.asarray(boxes, np.float64).reshape(-1, 4) * factor
+  _check_finite('boxes', boxes)
+  for box, color in reversed(list(zip(boxes, _per_box(colors, len(boxes))))):
+    x1, y1, x2, y2 = _corners(canvas, box)
+    inside = canvas[y1 : y2 + 1, x1 : x2 + 1]
+    inside[:] = np.rint((1 - alpha) * inside + alpha * np.array(color))
+  return canvas
+
+
+def draw_keypoints(
+  image: np.ndarray,
+  points: np.ndarray,
+  *,
+  scores: Sequence[float] | None = None,
+  colors: Color | Sequence[Color] = DETECTION,
+  min_side: int = MIN_SIDE,
+) -> np.ndarray:
+  """Points [K, 2] as dots with a white rim, the first on top; their areas go by the scores in [0, 1] if given."""
   canvas, factor = enlarge(image, min_side)
   points = np.asarray(points, np.float64).reshape(-1, 2) * factor
   _check_finite('points', points)
-  radius = max(3, round(0.009 * max(canvas.shape[:2])))
-  for (x, y), color in reversed(list(zip(points, _per_box(colors, len(points))))):
+  full = max(4, 0.013 * max(canvas.shape[:2]))
+  radii = np.maximum(2, np.rint(full * np.sqrt(np.ones(len(points)) if scores is None else scores))).astype(int)
+  for (x, y), radius, color in reversed(list(zip(points, radii.tolist(), _per_box(colors, len(points))))):
     cv2.circle(canvas, (round(x), round(y)), radius + max(1, radius // 3), _WHITE, cv2.FILLED, cv2.LINE_AA)
     cv2.circle(canvas, (round(x), round(y)), radius, color, cv2.FILLED, cv2.LINE_AA)
   return canvas
@@ -121,11 +139,11 @@ def draw_keypoints(
 def draw_heatmap(
   image: np.ndarray, heat: np.ndarray, *, full: float | None = None, alpha: float = 0.75, min_side: int = MIN_SIDE
 ) -> np.ndarray:
-  """A heatmap over the image it was computed from: colours where it is hot, the image where it is cold.
+  """A heatmap over its image: colours where it is hot, the image where it is cold (Figs. 6e, 6f).
 
   Args:
-    image: uint8 [H, W, 3] RGB, all that the network saw (with its padding), of any resolution.
-    heat: [h, w] at least 0, such as the sigmoid of a heatmap's logits, or its maximum over classes.
+    image: uint8 [H, W, 3] RGB.
+    heat: [h, w] at least 0, of any resolution, stretched over the image; such as those of `figures.heatmaps`.
     full: the heat that gets the hottest colour; None is the map's own maximum.
     alpha: opacity of the colour where the heat reaches `full`.
     min_side: as in `draw_boxes`.

@@ -1,27 +1,25 @@
-"""Every image of a split exactly once -> detections -> COCO results JSON, metrics and pictures."""
+"""Every image of a split exactly once -> detections -> COCO results JSON, metrics, curves and pictures."""
 
 import dataclasses
 import json
+import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
 
 import triplet_det
-from triplet_det import canvas, drawing, inference
+from triplet_det import canvas, gallery, inference, sharding
 from triplet_det.categories import CategoryTable
 from triplet_det.data import pipeline
-from triplet_det.evaluators import coco_ap, coco_results, image_quality
+from triplet_det.evaluators import coco_ap, coco_results, false_discovery
 from triplet_det.metric_writers import json_safe
 from triplet_det.models.detector import Detector
 from triplet_det.progress import ProgressLine
-from triplet_det.structs import Detections
-
-DRAWN = 8  # of the best and of the worst images
+from triplet_det.structs import Detections, KeypointMaps
 
 
 def make_detector(
@@ -33,14 +31,15 @@ def make_detector(
   sharding: jax.sharding.NamedSharding | None = None,
 ) -> inference.Detector:
   """The network as a function from images to detections."""
-
-  def last_stack(variables, images):
-    return module.apply(variables, images)[-1]
-
   needed = module.config.size_multiple
   if settings.canvas_multiple % needed:
     raise ValueError(f'test.canvas_multiple is {settings.canvas_multiple}, the network needs a multiple of {needed}')
-  return inference.Detector(last_stack, variables, settings, batch_size=batch_size, sharding=sharding)
+  return inference.Detector(last_stack(module), variables, settings, batch_size=batch_size, sharding=sharding)
+
+
+def last_stack(module: Detector) -> Callable[..., KeypointMaps]:
+  """(variables, normalised images) -> the maps that are tested, those of the last stack."""
+  return lambda variables, images: module.apply(variables, images)[-1]
 
 
 def settings_for(test: Mapping, image_scale: float = 1.0) -> inference.Settings:
@@ -51,18 +50,19 @@ def settings_for(test: Mapping, image_scale: float = 1.0) -> inference.Settings:
 
 
 def detect(detector: inference.Detector, source: pipeline.Source) -> dict[int, Detections]:
-  """Image id -> detections, for every image of the source; images of one canvas size follow each other."""
+  """Image id -> detections, for this host's share of the source; images of one canvas size follow each other."""
   sizes = source.image_sizes
   order = sorted(range(len(source)), key=lambda i: canvas.canvas_size(*sizes[i], detector.settings.canvas_multiple))
+  order = order[jax.process_index() :: jax.process_count()]
   images = ((record.image_id, image) for _, record, image in pipeline.load_images(source, order))
-  progress = ProgressLine(len(source), prefix='eval', unit='image')
+  progress = ProgressLine(len(order), prefix='eval', unit='image')
   found = {}
   for image_id, detections in detector.stream(images):
     found[image_id] = detections
     progress.update(len(found))
   progress.close()
-  if len(found) != len(source):
-    raise RuntimeError(f'{len(found)} different images were evaluated, the split has {len(source)}')
+  if len(found) != len(order):
+    raise RuntimeError(f'{len(found)} different images were evaluated, this host has {len(order)} of the split')
   return found
 
 
@@ -72,42 +72,88 @@ def evaluate(
   categories: CategoryTable,
   directory: epath.PathLike,
   *,
+  split: str,
+  run_name: str,
   decimals: int = -1,
   draw_threshold: float = 0.5,
   about: Mapping | None = None,
 ) -> dict[str, float]:
-  """Detects, writes results.json, metrics.json and pictures into `directory`, and returns the metrics of `coco_ap`.
+  """Detects, writes what was found and how good it is into `directory`, and returns the metrics.
+
+  The files: results.json (COCO rows), for a split without annotations also under the name that COCO's server wants;
+  gallery.json, best.png, worst.png and their folders (`gallery.write`); curves.json (precision over recall, FD over
+  IoU); metrics.json (the metrics, and a fingerprint of how they came about).
 
   Args:
     detector: of `make_detector`.
-    source: the split; without an object to find (a test set, or crowds alone) the metrics are empty.
+    source: the split; without an object to find (a test set, or crowds alone) there are no metrics and no curves.
     categories: the checkpoint's table; must be the source's.
     directory: made if need be.
+    split: its name, for the fingerprint and the server.
+    run_name: the algorithm's name, for the server.
     decimals: digits in the results JSON; -1 keeps all.
     draw_threshold: scores of the boxes in the pictures.
     about: further facts for the fingerprint (step, checkpoint).
 
+  Returns:
+    Those of `coco_ap` and of `false_discovery`.
+
   Raises:
     ValueError: the source has other categories than the checkpoint.
   """
-  if source.categories != categories:
-    raise ValueError('the data do not fit the checkpoint: ' + differences(categories, source.categories))
-  directory = epath.Path(directory)
-  directory.mkdir(parents=True, exist_ok=True)
+  check_categories(source, categories)
   found = detect(detector, source)
   rows = coco_results.results_rows(found.items(), categories, decimals=None if decimals < 0 else decimals)
+  rows = [row for part in sharding.from_all_hosts(json.dumps(rows)) for row in json.loads(part)]
+  if jax.process_index() > 0:  # the first host measures and writes, and tells the others
+    return json.loads(sharding.from_all_hosts('')[0])
+  directory = epath.Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
   coco_results.write_results(directory / 'results.json', rows)
-  ground_truth = source.ground_truth
-  objects = sum(not annotation.get('iscrowd', 0) for annotation in ground_truth['annotations'])
-  if not objects:
-    logging.warning('the split has no object to find on its %d images: no metrics', len(source))
-  metrics = coco_ap.evaluate(ground_truth, rows) if objects else {}
-  recipe = fingerprint(detector.settings, images=len(source), decimals=decimals, **(about or {}))
-  draw_best_and_worst(source, rows, categories, directory, draw_threshold)
+  if not source.ground_truth['annotations']:
+    name = coco_results.server_file_name(split, run_name)
+    coco_results.write_results(directory / name, rows)
+    logging.info("for COCO's server: %s, to be sent as a zip of that name", directory / name)
+  gallery.write(detector, source, rows, categories, directory, threshold=draw_threshold)
+  metrics, curves = measure(source.ground_truth, rows)
+  write_json(directory / 'curves.json', curves, indent=None)
+  recipe = fingerprint(detector.settings, split=split, images=len(source), decimals=decimals, **(about or {}))
   # Written last: an evaluation with metrics.json is complete.
-  safe = {name: json_safe(value) for name, value in metrics.items()}
-  (directory / 'metrics.json').write_text(json.dumps(dict(metrics=safe, fingerprint=recipe), indent=1) + '\n')
+  write_json(directory / 'metrics.json', dict(metrics=metrics, fingerprint=recipe))
+  sharding.from_all_hosts(json.dumps(metrics))
   return metrics
+
+
+def measure(ground_truth: Mapping, rows: Sequence[Mapping]) -> tuple[dict[str, float], dict]:
+  """Metrics of COCO results, and the curves behind them as curves.json has them; nothing without an object to find."""
+  if all(annotation.get('iscrowd', 0) for annotation in ground_truth['annotations']):
+    logging.warning('the split has no object to find on its %d images: no metrics', len(ground_truth['images']))
+    return {}, {}
+  precision, discovery = coco_ap.accumulate(ground_truth, rows), false_discovery.accumulate(ground_truth, rows)
+  behind = coco_ap.precision_recall(precision)
+  precision_recall = [
+    dict(iou=round(iou, 2), all=mean.tolist(), classes=dict(zip(behind.names, by_class.tolist())))
+    for iou, mean, by_class in zip(behind.iou_thresholds.tolist(), behind.precision, behind.class_precision)
+  ]
+  curves = dict(
+    recall=behind.recall.tolist(),
+    precision_recall=precision_recall,
+    false_discovery=false_discovery.over_thresholds(discovery),
+  )
+  return coco_ap.summarise(precision) | false_discovery.summarise(discovery), curves
+
+
+def write_json(path: epath.Path, content: Mapping, *, indent: int | None = 1) -> None:
+  """Writes JSON as all programs read it: NaN, which JSON does not have, is the string "NaN"."""
+
+  def safe(value):
+    if isinstance(value, Mapping):
+      return {key: safe(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+      return [safe(one) for one in value]
+    return json_safe(value) if isinstance(value, float) else value
+
+  path.write_text(json.dumps(safe(content), indent=indent) + '\n')
 
 
 def fingerprint(settings: inference.Settings, **about) -> dict:
@@ -129,49 +175,38 @@ def fingerprint(settings: inference.Settings, **about) -> dict:
   )
 
 
-def draw_best_and_worst(
-  source: pipeline.Source, rows: list[Mapping], categories: CategoryTable, directory: epath.Path, threshold: float
-) -> None:
-  """Ground truth (blue) and detections (red) of the images with the best and the worst F1: best.png, worst.png."""
-  ground_truth = source.ground_truth
-  quality = image_quality.evaluate_images(ground_truth, rows, threshold=threshold)
-  ranked = sorted(quality, key=lambda image_id: (-quality[image_id], image_id))
-  if not ranked:  # a test set: nothing to rank by
-    ranked = list(source.image_ids)
-  index_of = {image_id: i for i, image_id in enumerate(source.image_ids)}
-  name_of = dict(zip(categories.ids, categories.names))
-  for title, image_ids in (('best', ranked[:DRAWN]), ('worst', ranked[: -DRAWN - 1 : -1])):
-    pictures, captions = [], []
-    for _, record, image in pipeline.load_images(source, [index_of[i] for i in image_ids]):
-      truth = [a for a in ground_truth['annotations'] if a['image_id'] == record.image_id]
-      mine = [row for row in rows if row['image_id'] == record.image_id]
-      picture = drawing.draw_ground_truth_and_detections(
-        image,
-        _corners(truth),
-        [name_of[a['category_id']] for a in truth],
-        _corners(mine),
-        [name_of[row['category_id']] for row in mine],
-        [row['score'] for row in mine],
-        threshold=threshold,
-      )
-      drawing.save_png(directory / title / f'{epath.Path(record.file_name).stem}.png', picture)
-      pictures.append(picture)
-      captions.append(f'{record.file_name}  F1 {quality.get(record.image_id, float("nan")):.2f}')
-    drawing.save_png(directory / f'{title}.png', drawing.contact_sheet(pictures, columns=4, captions=captions))
-
-
 def format_metrics(metrics: Mapping[str, float]) -> str:
-  """The 12 COCO numbers and the AP per class as a table for the terminal."""
-  lines = [f'  {name:<8}{value:.3f}' for name, value in metrics.items() if not name.startswith('AP/')]
+  """The 12 COCO numbers, FD and the AP per class as a table for the terminal."""
+  lines = [
+    f'  {name:<8}{value:.3f}' + ('  lower is better' if name == 'FD' else '')
+    for name, value in metrics.items()
+    if not name.startswith('AP/')
+  ]
   classes = [(name[3:], value) for name, value in metrics.items() if name.startswith('AP/')]
   width = max((len(name) for name, _ in classes), default=0) + 2
   lines += [f'  AP of {name:<{width}}{value:.3f}' for name, value in classes]
   return '\n'.join(lines)
 
 
-def evaluation_folder(workdir: epath.PathLike, step: int) -> epath.Path:
-  """Where the results, metrics and pictures of a step's evaluation are."""
-  return epath.Path(workdir) / 'eval' / f'step_{step:06d}'
+def format_error_analysis(rows: Sequence[Mapping]) -> str:
+  """Rows of `error_analysis.analyse` as a table for the terminal, percent as in Table 5."""
+  columns = list(rows[0]['metrics'])
+  lines = ['  replaced      ' + ''.join(f'{name:>7}' for name in columns)]
+  for row in rows:
+    lines.append(f'  {row["replaced"]:<14}' + ''.join(f'{100 * row["metrics"][name]:7.1f}' for name in columns))
+  return '\n'.join(lines)
+
+
+def evaluation_folder(workdir: epath.PathLike, step: int, *, split: str = '', name: str = '') -> epath.Path:
+  """Where the files of an evaluation are: eval/step_000100 in training, eval/<split>_step_000100[_<name>] after it.
+
+  Raises:
+    ValueError: the name does not fit into that of a folder.
+  """
+  if not re.fullmatch(r'[\w.-]*', name):
+    raise ValueError(f'eval_name becomes part of the name of a folder: letters, digits, _ - and . only, not {name!r}')
+  parts = [split, f'step_{step:06d}', name]
+  return epath.Path(workdir) / 'eval' / '_'.join(part for part in parts if part)
 
 
 def read_metrics(directory: epath.PathLike) -> dict[str, float]:
@@ -181,6 +216,12 @@ def read_metrics(directory: epath.PathLike) -> dict[str, float]:
   return {name: float(value) for name, value in metrics.items()}  # JSON has no NaN: it is the string "NaN"
 
 
+def check_categories(source: pipeline.Source, categories: CategoryTable) -> None:
+  """Raises ValueError if the data have other categories than the checkpoint."""
+  if source.categories != categories:
+    raise ValueError('the data do not fit the checkpoint: ' + differences(categories, source.categories))
+
+
 def differences(ours: CategoryTable, theirs: CategoryTable) -> str:
   """How the category table `theirs` departs from `ours`, for a message."""
   missing = sorted(set(theirs.names) - set(ours.names))
@@ -188,8 +229,3 @@ def differences(ours: CategoryTable, theirs: CategoryTable) -> str:
   if not missing and not extra:
     return f'the {len(ours)} category names agree, their order or ids differ'
   return f'{len(theirs)} categories instead of {len(ours)}; not known: {missing or "none"}; lacking: {extra or "none"}'
-
-
-def _corners(rows: list[Mapping]) -> np.ndarray:
-  boxes = np.array([row['bbox'] for row in rows], np.float64).reshape(-1, 4)
-  return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)

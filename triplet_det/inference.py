@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from flax import struct
 
 from triplet_det import decode, nms, photometric
 from triplet_det.canvas import Placement, canvas_size, check_image, place, resized_size
@@ -79,6 +80,15 @@ PUBLISHED_CORNERNET_MULTI_SCALE = dataclasses.replace(
 )
 
 
+@struct.dataclass
+class Proposals:
+  """What the detector had to choose from, in pixels of the original images; [B, ...], or one image without the B."""
+
+  pairs: Pairs  # [B, P] of all scales, with the scores of their two corners, before the centers are looked at
+  centers: Peaks | None  # [B, K] of the center scale; None for CornerNet
+  kept: jax.Array  # [B, P] bool, the valid pairs that have a center in their central region; CornerNet: all valid ones
+
+
 def propose(
   apply_fn: Callable[..., KeypointMaps], settings: Settings, variables, canvases: jax.Array, placement: Placement
 ) -> tuple[Pairs, Peaks | None]:
@@ -95,11 +105,22 @@ def propose(
     Pairs [B, P] and Peaks [B, K] (None for CornerNet), those of the mirror image behind those of the image. A center
     may lie outside its image; no central region does.
   """
+  maps = apply_fn(variables, network_input(canvases, settings))
+  return locate(maps, settings, canvases.shape[1:3], placement)
+
+
+def network_input(canvases: jax.Array, settings: Settings) -> jax.Array:
+  """uint8 canvases [B, H, W, 3] -> float32 images [2 B, H, W, 3], each followed by its mirror image if wanted."""
   images = photometric.normalise(canvases)
-  height, width = images.shape[1:3]
   if settings.mirror:  # next to its image, not behind the whole batch, so that a sharded batch stays where it is
-    images = jnp.stack([images, images[:, :, ::-1]], axis=1).reshape(-1, height, width, 3)
-  maps = apply_fn(variables, images)
+    images = jnp.stack([images, images[:, :, ::-1]], axis=1).reshape(-1, *images.shape[1:])
+  return images
+
+
+def locate(
+  maps: KeypointMaps, settings: Settings, canvas: tuple[int, int], placement: Placement
+) -> tuple[Pairs, Peaks | None]:
+  """What `propose` returns, from the maps of `network_input` for canvases of (height, width) `canvas`."""
   pairs, centers = decode.decode(
     maps,
     top_k=settings.top_k,
@@ -107,6 +128,7 @@ def propose(
     window=settings.window,
     embedding_threshold=settings.embedding_threshold,
   )
+  height, width = canvas
   out_height, out_width = maps.tl_heat.shape[1:3]
   if settings.mirror:
     # Pixel 0 is mirrored to pixel width - 1; the published program subtracts from the width.
@@ -147,6 +169,33 @@ def _to_image(pairs, centers, stride, placement, outside_margin):
   return pairs, centers
 
 
+def finish(found: Sequence[tuple[Pairs, Peaks | None]], settings: Settings) -> tuple[Detections | Pairs, Proposals]:
+  """What follows the network and `locate`: pairs and centers of all scales -> the best boxes; compiled once.
+
+  Returns:
+    Detections [B, D], or with `stale_rows` the Pairs that `per_image` finishes on the host; and the Proposals.
+
+  Raises:
+    ValueError: `center_scale` is none of the scales.
+  """
+  every_pairs, every_centers = zip(*found)
+  pairs = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), *every_pairs)
+  if every_centers[0] is None:
+    centers, triplets = None, pairs
+  else:
+    if settings.center_scale not in settings.scales:
+      raise ValueError(f'center_scale is {settings.center_scale}, which is not among the scales {settings.scales}')
+    centers = every_centers[settings.scales.index(settings.center_scale)]
+    triplets = keep_triplets(pairs, centers, center_rule=settings.center_rule)
+  proposals = Proposals(pairs, centers, triplets.valid)
+  if not settings.stale_rows:
+    return select(triplets, settings), proposals
+  if centers is not None:  # CenterNet's program sorts before its soft-NMS, CornerNet's does not
+    order = jnp.argsort(triplets.scores, axis=1, descending=True, stable=True)
+    triplets = jax.vmap(lambda one, rows: jax.tree.map(lambda a: a[rows], one))(triplets, order)
+  return triplets, proposals
+
+
 def select(pairs: Pairs, settings: Settings) -> Detections:
   """The best boxes [B, D] of the pairs [B, P] of all scales, after soft-NMS."""
   suppress = jax.vmap(functools.partial(nms.soft_nms, **settings.nms_settings()))
@@ -158,6 +207,61 @@ def select_on_host(pairs: Pairs, settings: Settings) -> Detections:
   return nms.soft_nms_in_place(
     pairs.boxes, pairs.scores, pairs.classes, pairs.tl_scores, pairs.br_scores, **settings.nms_settings()
   )
+
+
+def canvases_of(height: int, width: int, settings: Settings) -> tuple[tuple[int, int], ...]:
+  """The canvas (height, width) at each scale for an image of this size."""
+  return tuple(canvas_size(*resized_size(height, width, s), settings.canvas_multiple) for s in settings.scales)
+
+
+def in_batches(
+  keyed_images: Iterable[tuple[Hashable, np.ndarray]], settings: Settings, batch_size: int, max_waiting: int
+) -> Iterator[list[tuple[Hashable, np.ndarray]]]:
+  """Groups (key, image) by canvases; a group goes when it is full, or the fullest when `max_waiting` wait."""
+  waiting = collections.defaultdict(list)
+  for item in keyed_images:
+    bucket = canvases_of(*item[1].shape[:2], settings)
+    waiting[bucket].append(item)
+    if len(waiting[bucket]) == batch_size:
+      yield waiting.pop(bucket)
+    elif sum(map(len, waiting.values())) >= max_waiting:
+      yield waiting.pop(max(waiting, key=lambda b: len(waiting[b])))
+  yield from waiting.values()
+
+
+def rows_for(count: int, sharding: jax.sharding.NamedSharding | None) -> int:
+  """Rows of the batch for `count` images: as many on every device."""
+  devices = 1 if sharding is None else sharding.num_devices
+  return -(-count // devices) * devices
+
+
+def place_batch(
+  images: Sequence[np.ndarray], scale: float, settings: Settings, rows: int
+) -> tuple[np.ndarray, Placement]:
+  """Images of one bucket on canvases [rows, H, W, 3]; the rows after the last image repeat the first."""
+  placed = [
+    place(
+      image,
+      scale,
+      settings.canvas_multiple,
+      nominal_scale=settings.nominal_scale,
+      cut_last_line=settings.cut_last_line,
+    )
+    for image in images
+  ]
+  placed += [placed[0]] * (rows - len(placed))
+  return jax.tree.map(lambda *a: np.stack(a), *placed)
+
+
+def per_image(
+  keys: Sequence[Hashable], result: Detections | Pairs, settings: Settings
+) -> Iterator[tuple[Hashable, Detections]]:
+  """Waits for a batch's result of `finish` and cuts it into images, NumPy and valid rows only; padding is dropped."""
+  result = jax.device_get(result)
+  for i, key in enumerate(keys):
+    rows = np.flatnonzero(result.valid[i])
+    one = jax.tree.map(lambda a: a[i][rows], result)  # noqa: B023, used at once
+    yield key, select_on_host(one, settings) if settings.stale_rows else one
 
 
 class Detector:
@@ -193,7 +297,7 @@ class Detector:
     self._sharding = sharding
     self.use(variables)
     self._propose = jax.jit(functools.partial(propose, apply_fn, settings))
-    self._finish = jax.jit(self._finish_batch)
+    self._finish = jax.jit(functools.partial(finish, settings=settings))
     self._programs = {}
 
   @property
@@ -217,10 +321,8 @@ class Detector:
     Raises:
       ValueError: an image of another type or shape; says which.
     """
-    if isinstance(images, np.ndarray) and images.ndim == 3:
-      raise ValueError(f'the detector takes a list of images, got one array of shape {images.shape}: pass [image]')
-    images = [check_image(image, i) for i, image in enumerate(images)]
-    batches = self._batches(enumerate(images), max_waiting=len(images) + 1)
+    images = _check_list(images)
+    batches = in_batches(enumerate(images), self.settings, self.batch_size, len(images) + 1)
     found = dict(self._overlapped(batches, lambda n: min(self.batch_size, 1 << (n - 1).bit_length())))
     return [found[i] for i in range(len(images))]
 
@@ -233,96 +335,60 @@ class Detector:
     images (default 16 batches) wait for others of their canvas; then the fullest batch goes as it is.
     """
     checked = ((key, check_image(image, key)) for key, image in keyed_images)
-    batches = self._batches(checked, max_waiting or 16 * self.batch_size)
+    batches = in_batches(checked, self.settings, self.batch_size, max_waiting or 16 * self.batch_size)
     yield from self._overlapped(batches, lambda n: self.batch_size)
+
+  def proposals(self, images: Sequence[np.ndarray]) -> list[Proposals]:
+    """What each image's detections were chosen from, in order: NumPy, valid pairs only, all centers.
+
+    Runs the programs of `stream`: after it nothing is compiled for canvases that it has met. Arguments and errors as
+    `__call__`.
+    """
+    images = _check_list(images)
+    found = [None] * len(images)
+    for batch in in_batches(enumerate(images), self.settings, self.batch_size, len(images) + 1):
+      keys, batch_images = zip(*batch)
+      proposals = jax.device_get(self._launch(batch_images, self._rows(self.batch_size))[1])
+      for row, key in enumerate(keys):
+        one = jax.tree.map(lambda a: a[row], proposals)  # noqa: B023, used at once
+        valid = one.pairs.valid
+        pairs = jax.tree.map(lambda a: a[valid], one.pairs)  # noqa: B023
+        found[key] = Proposals(pairs, one.centers, one.kept[valid])
+    return found
 
   def compile_ahead(self, sizes: Iterable[tuple[int, int]]) -> int:
     """Compiles what `stream` needs for images of these (height, width); returns the number of programs made."""
     before = self.num_programs
-    canvases = {canvas for height, width in sizes for canvas in self._canvases(height, width)}
+    canvases = {canvas for height, width in sizes for canvas in canvases_of(height, width, self.settings)}
     for done, canvas in enumerate(sorted(canvases)):
       self._program(canvas, self._rows(self.batch_size))
       logging.info('canvas %d of %d is ready', done + 1, len(canvases))
     return self.num_programs - before
 
-  def _canvases(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
-    return tuple(
-      canvas_size(*resized_size(height, width, s), self.settings.canvas_multiple) for s in self.settings.scales
-    )
-
   def _rows(self, count: int) -> int:
-    """Rows of the batch for `count` images: as many on every device."""
-    devices = 1 if self._sharding is None else self._sharding.num_devices
-    return -(-count // devices) * devices
+    return rows_for(count, self._sharding)
 
-  def _batches(self, keyed_images, max_waiting: int) -> Iterator[list]:
-    """Groups (key, image) by canvases; a group goes when it is full, or the fullest when too many wait."""
-    waiting = collections.defaultdict(list)
-    for item in keyed_images:
-      bucket = self._canvases(*item[1].shape[:2])
-      waiting[bucket].append(item)
-      if len(waiting[bucket]) == self.batch_size:
-        yield waiting.pop(bucket)
-      elif sum(map(len, waiting.values())) >= max_waiting:
-        yield waiting.pop(max(waiting, key=lambda b: len(waiting[b])))
-    yield from waiting.values()
-
-  def _overlapped(self, batches, rows_for: Callable[[int], int]) -> Iterator[tuple[Hashable, Detections]]:
+  def _overlapped(self, batches, rows_of: Callable[[int], int]) -> Iterator[tuple[Hashable, Detections]]:
     """Runs batches; the host prepares the next one while the device works on the last."""
     before = None
     for batch in batches:
       keys, images = zip(*batch)
-      running = keys, self._launch(images, self._rows(rows_for(len(images))))
+      running = keys, self._launch(images, self._rows(rows_of(len(images))))[0]
       if before is not None:
-        yield from self._collect(*before)
+        yield from per_image(*before, self.settings)
       before = running
     if before is not None:
-      yield from self._collect(*before)
+      yield from per_image(*before, self.settings)
 
-  def _launch(self, images: Sequence[np.ndarray], rows: int):
+  def _launch(self, images: Sequence[np.ndarray], rows: int) -> tuple[Detections | Pairs, Proposals]:
     """Sends a batch of images of one bucket to the device; returns without waiting for it."""
     found = []
     for scale in self.settings.scales:
-      placed = [
-        place(
-          image,
-          scale,
-          self.settings.canvas_multiple,
-          nominal_scale=self.settings.nominal_scale,
-          cut_last_line=self.settings.cut_last_line,
-        )
-        for image in images
-      ]
-      placed += [placed[0]] * (rows - len(placed))  # padding of the batch, thrown away in _collect
-      canvases, placement = jax.tree.map(lambda *a: np.stack(a), *placed)
+      canvases, placement = place_batch(images, scale, self.settings, rows)
       if self._sharding is not None:
         canvases, placement = jax.device_put((canvases, placement), self._sharding)
       found.append(self._program(canvases.shape[1:3], rows)(self._variables, canvases, placement))
     return self._finish(found)
-
-  def _finish_batch(self, found: list[tuple[Pairs, Peaks | None]]):
-    """What follows the network: pairs and centers of all scales -> Detections, or Pairs for the host to finish."""
-    scales, (pairs, centers) = self.settings.scales, zip(*found)
-    pairs = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), *pairs)
-    if centers[0] is not None:
-      wanted = self.settings.center_scale
-      if wanted not in scales:
-        raise ValueError(f'center_scale is {wanted}, which is not among the scales {scales}')
-      pairs = keep_triplets(pairs, centers[scales.index(wanted)], center_rule=self.settings.center_rule)
-    if not self.settings.stale_rows:
-      return select(pairs, self.settings)
-    if centers[0] is not None:  # CenterNet's program sorts before its soft-NMS, CornerNet's does not
-      order = jnp.argsort(pairs.scores, axis=1, descending=True, stable=True)
-      pairs = jax.vmap(lambda one, rows: jax.tree.map(lambda a: a[rows], one))(pairs, order)
-    return pairs
-
-  def _collect(self, keys, result: Detections | Pairs) -> Iterator[tuple[Hashable, Detections]]:
-    """Waits for a batch and cuts it into images."""
-    result = jax.device_get(result)
-    for i, key in enumerate(keys):
-      rows = np.flatnonzero(result.valid[i])
-      one = jax.tree.map(lambda a: a[i][rows], result)  # noqa: B023, used at once
-      yield key, select_on_host(one, self.settings) if self.settings.stale_rows else one
 
   def _program(self, canvas: tuple[int, int], rows: int):
     """The compiled network program of a canvas size and batch size."""
@@ -339,3 +405,9 @@ class Detector:
         *(canvas[1], canvas[0], rows, time.monotonic() - start, self.num_programs),
       )
     return self._programs[canvas, rows]
+
+
+def _check_list(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+  if isinstance(images, np.ndarray) and images.ndim == 3:
+    raise ValueError(f'the detector takes a list of images, got one array of shape {images.shape}: pass [image]')
+  return [check_image(image, i) for i, image in enumerate(images)]

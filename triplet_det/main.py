@@ -1,69 +1,122 @@
 """Trains, evaluates, or both: `python -m triplet_det.main --config configs/shapes.py --workdir runs/shapes`.
 
 Any value of the config can be overridden: `--config.total_steps=500 --config.model.center_branch=false`.
-`--config.mode` is train_and_eval (default), train or eval. The same command continues a run that was stopped.
+The same command continues a run that was stopped. `--config.mode` is one of
+  train_and_eval (default), train
+  eval            metrics, curves and pictures of the checkpoint in the workdir on config.data.eval
+  error_analysis  its metrics with each of its outputs replaced by ground truth (Table 5)
+  report          the page of the run, report.html, which all modes write, once more
+
+On a TPU pod, under SLURM or MPI the same command is started on every host and they find each other; anywhere else
+--coordinator, --num_hosts and --host_index tell them.
 
 Exit codes: 0 done; 2 the command, data or checkpoint do not fit; 3 the loss is not a number; 75 stopped by a signal
-with the state saved, run the same command again.
+with the state saved, run the same command again; 76 another host is gone, start all of them again.
 """
 
+import dataclasses
 import difflib
+import os
 import re
 import sys
+from collections.abc import Mapping
 
 import jax
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from triplet_det import checkpoints, evaluate, sharding, train
+from triplet_det import checkpoints, evaluate, inference, report, sharding, train
 from triplet_det.data import pipeline
+from triplet_det.evaluators import error_analysis
 from triplet_det.models import detector
 from triplet_det.progress import show_messages
 
-MODES = ('train_and_eval', 'train', 'eval')
-EXIT_MISFIT, EXIT_NON_FINITE, EXIT_STOPPED = 2, 3, 75
+MODES = ('train_and_eval', 'train', 'eval', 'error_analysis', 'report')
+EXIT_MISFIT, EXIT_NON_FINITE, EXIT_STOPPED, EXIT_ALONE = 2, 3, 75, 76
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', help_string='config file, with its variant: configs/triplet.py:hg=104'
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'run folder: checkpoints, metrics, pictures; local or gs://')
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'several hosts: address:port of the first one')
+_NUM_HOSTS = flags.DEFINE_integer('num_hosts', None, 'several hosts: how many processes there are')
+_HOST_INDEX = flags.DEFINE_integer('host_index', None, 'several hosts: which one this is, from 0')
 _CACHE = flags.DEFINE_string('compilation_cache', '~/.cache/triplet_det', 'folder of compiled programs; empty: none')
 
 
-def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
-  """Mode eval: the metrics of the checkpoint in `workdir` (config.eval_checkpoint) on the split config.data.eval."""
+@dataclasses.dataclass(frozen=True)
+class Trial:
+  """A checkpoint, and how and on what it is to be tested."""
+
+  module: detector.Detector
+  variables: Mapping
+  record: checkpoints.RunRecord
+  settings: inference.Settings
+  source: pipeline.Source
+  folder: epath.Path  # of the evaluation
+  placement: Mapping  # batch_size and sharding
+
+
+def open_trial(config: ConfigDict, workdir: epath.Path) -> Trial:
+  """The checkpoint in `workdir` (config.eval_checkpoint), to be tested on the split config.data.eval."""
   variables, record = checkpoints.load_weights(workdir, which=config.eval_checkpoint)
+  folder = evaluate.evaluation_folder(workdir, record.step, split=config.data.eval.split, name=config.eval_name)
   source = pipeline.open_source(**config.data.eval)
-  module = detector.build(dict(record.model, dtype=config.model.dtype))
-  mesh = sharding.make_mesh()
-  tester = evaluate.make_detector(
-    module,
-    variables,
-    evaluate.settings_for(config.test.to_dict(), config.image_scale),
-    batch_size=config.eval_batch_size,
-    sharding=sharding.over_data(mesh) if mesh.devices.size > 1 else None,
+  evaluate.check_categories(source, record.categories)
+  logging.info('testing step %d of %s on %d images', record.step, workdir, len(source))
+  return Trial(
+    module=detector.build(dict(record.model, dtype=config.model.dtype)),
+    variables=variables,
+    record=record,
+    settings=evaluate.settings_for(config.test.to_dict(), config.image_scale),
+    source=source,
+    folder=folder,
+    placement=dict(batch_size=config.eval_batch_size, sharding=sharding.over_own_devices()),
   )
-  logging.info('evaluating step %d of %s on %d images', record.step, workdir, len(source))
+
+
+def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
+  """Mode eval: the metrics of a checkpoint; `evaluate.evaluate` lists the files."""
+  trial = open_trial(config, workdir)
   return evaluate.evaluate(
-    tester,
-    source,
-    record.categories,
-    workdir / 'eval' / f'{config.data.eval.split}_step_{record.step:06d}',
+    evaluate.make_detector(trial.module, trial.variables, trial.settings, **trial.placement),
+    trial.source,
+    trial.record.categories,
+    trial.folder,
+    split=config.data.eval.split,
+    run_name=train.name_of(workdir),
     decimals=config.result_decimals,
     draw_threshold=config.draw_threshold,
-    about=dict(step=record.step, split=config.data.eval.split),
+    about=dict(step=trial.record.step),
   )
+
+
+def analyse_errors(config: ConfigDict, workdir: epath.Path) -> list[dict]:
+  """Mode error_analysis: writes error_analysis.json into the evaluation's folder and returns its rows."""
+  trial = open_trial(config, workdir)
+  rows = error_analysis.analyse(trial.module, trial.variables, trial.settings, trial.source, **trial.placement)
+  about = dict(step=trial.record.step, split=config.data.eval.split, images=len(trial.source))
+  recipe = evaluate.fingerprint(trial.settings, **about)
+  trial.folder.mkdir(parents=True, exist_ok=True)
+  evaluate.write_json(trial.folder / 'error_analysis.json', dict(rows=rows, fingerprint=recipe))
+  return rows
 
 
 def run(config: ConfigDict, workdir: str) -> None:
-  """Does what `config.mode` says and prints the metrics."""
+  """Does what `config.mode` says, prints the metrics and writes the report."""
   if config.mode not in MODES:
     raise ValueError(f'config.mode is {config.mode!r}; possible: {", ".join(MODES)}')
   folder = epath.Path(workdir).expanduser()
-  metrics = evaluate_checkpoint(config, folder) if config.mode == 'eval' else train.train(config, folder)
-  if metrics:
-    print(f'COCO metrics on {config.data.eval.split}:\n{evaluate.format_metrics(metrics)}')
+  if config.mode == 'error_analysis':
+    rows = analyse_errors(config, folder)
+    print(f'outputs replaced by ground truth, {config.data.eval.split}:\n{evaluate.format_error_analysis(rows)}')
+  elif config.mode != 'report':
+    metrics = evaluate_checkpoint(config, folder) if config.mode == 'eval' else train.train(config, folder)
+    if metrics:
+      print(f'COCO metrics on {config.data.eval.split}:\n{evaluate.format_metrics(metrics)}')
+  if jax.process_index() == 0:
+    print(f'to look at: {report.write_report(folder)}')
   print(f'everything is in {folder}')
 
 
@@ -75,14 +128,21 @@ def main(argv: list[str]) -> None:
     jax.config.update('jax_compilation_cache_dir', str(epath.Path(_CACHE.value).expanduser()))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
   try:
+    sharding.join_hosts(_COORDINATOR.value, _NUM_HOSTS.value, _HOST_INDEX.value)
     run(_CONFIG.value, _WORKDIR.value)
   except train.Preempted as stopped:
     logging.warning('%s', stopped)
     sys.exit(EXIT_STOPPED)
   except train.NonFiniteLoss as error:
     _fail(error, EXIT_NON_FINITE)
-  except (ValueError, FileNotFoundError, KeyError, checkpoints.Unreadable) as error:
+  except (ValueError, FileNotFoundError, KeyError, checkpoints.Unreadable, sharding.HostsMissing) as error:
     _fail(error, EXIT_MISFIT)
+  except jax.errors.JaxRuntimeError as error:
+    if jax.process_count() == 1:
+      raise
+    reason = str(error).strip().splitlines()[0]
+    print(f'\nerror: another host is gone or failed ({reason}): start all of them again', file=sys.stderr, flush=True)
+    os._exit(EXIT_ALONE)  # a proper end would wait for the other host
 
 
 def _fail(error: Exception, code: int) -> None:

@@ -1,5 +1,7 @@
 """Adam with the two-step schedule of Sec. 3.4, and the shapes that small runs need."""
 
+import math
+
 import optax
 
 SCHEDULES = ('step', 'cosine')
@@ -33,7 +35,16 @@ def learning_rate(
   return lambda step: rate(step) * optax.schedules.linear_schedule(0.0, 1.0, warmup_steps)(step + 1)
 
 
+def scaled_rate(base: float, batch_size: int, reference_batch: int) -> float:
+  """The rate for another batch size than `base` was found with: base x sqrt(batch_size / reference_batch).
+
+  Adam divides by the gradient's spread, so its noise falls with the root of the batch, and the rate follows (Malladi
+  et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", 2022). A reference of 0 leaves the rate.
+  """
+  return base * math.sqrt(batch_size / reference_batch) if reference_batch else base
+
+
 def adam(rate: optax.Schedule, *, clip_norm: float = 0.0) -> optax.GradientTransformation:
   """Adam (0.9, 0.999, 1e-8) as published: no weight decay; gradients clipped to `clip_norm` if it is above 0."""
-  transform = optax.adam(rate, b1=0.9, b2=0.999, eps=1e-8)
-  return optax.chain(optax.clip_by_global_norm(clip_norm), transform) if clip_norm else transform
+  clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()  # neither has a state
+  return optax.chain(clip, optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8), optax.scale_by_learning_rate(rate))

@@ -8,20 +8,22 @@ import dataclasses
 import glob
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import flags
 from etils import epath
 
-from triplet_det import checkpoints, drawing, evaluate, inference
+from triplet_det import checkpoints, drawing, evaluate, figures, inference
 from triplet_det.categories import CategoryTable
 from triplet_det.data import augment
 from triplet_det.models import detector
 from triplet_det.progress import ProgressLine, show_messages
-from triplet_det.structs import Detections
+from triplet_det.structs import Detections, KeypointMaps
 
+SHEET_ROWS = 16  # images on the sheet of figures
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 
 
@@ -32,9 +34,16 @@ class LoadedDetector:
     categories: the table that turns class indices into names and data set ids.
   """
 
-  def __init__(self, tester: inference.Detector, categories: CategoryTable):
+  def __init__(
+    self,
+    tester: inference.Detector,
+    categories: CategoryTable,
+    apply_fn: Callable[..., KeypointMaps],
+    variables: Mapping,
+  ):
     self.tester = tester
     self.categories = categories
+    self._apply_fn, self._variables = apply_fn, variables
 
   def __call__(self, images: Sequence[np.ndarray | str | epath.PathLike]) -> list[Detections]:
     """Detections of each image, in order, in its own pixels.
@@ -53,6 +62,12 @@ class LoadedDetector:
       raise ValueError(f'the detector takes a list of images, got the path {images}: pass [path]')
     return self.tester([image if isinstance(image, np.ndarray) else read_image(image) for image in images])
 
+  def heatmaps(self, image: np.ndarray) -> figures.Heatmaps:
+    """The corner and center heatmaps of an image at the scale of the centers, in its own pixels."""
+    settings = self.tester.settings
+    where = dict(scale=settings.center_scale, canvas_multiple=settings.canvas_multiple)
+    return figures.heatmaps(self._apply_fn, self._variables, image, **where)
+
 
 def load(
   checkpoint: epath.PathLike, *, settings: inference.Settings | None = None, batch_size: int = 8
@@ -69,8 +84,10 @@ def load(
   """
   variables, record = checkpoints.load_weights(checkpoint)
   module = detector.build(record.model)
+  variables = jax.device_put(variables)
   settings = settings or evaluate.settings_for(record.test)
-  return LoadedDetector(evaluate.make_detector(module, variables, settings, batch_size=batch_size), record.categories)
+  tester = evaluate.make_detector(module, variables, settings, batch_size=batch_size)
+  return LoadedDetector(tester, record.categories, evaluate.last_stack(module), variables)
 
 
 def read_image(path: epath.PathLike) -> np.ndarray:
@@ -138,13 +155,48 @@ def predict(
       for name, score, box in zip(labels, found.scores[keep], found.boxes[keep])
     ]
     if draw:
-      picture = drawing.draw_boxes(read_image(paths[i]), found.boxes[keep], labels, scores=found.scores[keep])
+      colors = [drawing.class_color(c) for c in found.classes[keep]]
+      image = read_image(paths[i])
+      picture = drawing.draw_boxes(image, found.boxes[keep], labels, scores=found.scores[keep], colors=colors)
       drawing.save_png(out / pictures[i], picture)
     progress.update(len(rows) + len(unreadable))
   progress.close()
   table = [dict(image=str(paths[i]), detections=rows[i]) for i in sorted(rows)]
   (out / 'detections.json').write_text('[' + ',\n'.join(map(json.dumps, table)) + ']\n')
   return sum(len(found) for found in rows.values()), unreadable
+
+
+def draw_figures(
+  loaded: LoadedDetector, paths: Sequence[Path], out: Path, *, threshold: float, left_out: Collection[str] = ()
+) -> None:
+  """Figs. 1, 6 and 7 of each image: heatmaps, pairs of corners kept and rejected, and a sheet of the first images.
+
+  Writes `figures/<stem>_heatmaps.png`, `figures/<stem>_pairs.png` and `figures/sheet.png`.
+
+  Args:
+    loaded: of `load`.
+    paths: as given to `predict`.
+    out: the folder of `predict`, with its drawings.
+    threshold: only pairs and centers with higher scores are drawn.
+    left_out: the files that `predict` left out.
+  """
+  jobs = [(path, name) for path, name in zip(paths, _picture_names(paths)) if str(path) not in left_out]
+  rows, done, at_once = [], 0, loaded.tester.batch_size
+  progress = ProgressLine(len(jobs), prefix='figures', unit='image')
+  for chunk in (jobs[i : i + at_once] for i in range(0, len(jobs), at_once)):
+    images = [read_image(path) for path, _ in chunk]
+    for (path, name), image, proposals in zip(chunk, images, loaded.tester.proposals(images)):
+      heatmaps = figures.draw_heatmaps(image, loaded.heatmaps(image))
+      pairs = figures.draw_pairs(image, proposals, loaded.categories.names, threshold=threshold)
+      for kind, panels in (('heatmaps', heatmaps), ('pairs', pairs)):
+        drawing.save_png(out / 'figures' / f'{Path(name).stem}_{kind}.png', figures.side_by_side(panels))
+      if len(rows) < SHEET_ROWS:
+        rows.append([figures.Panel(read_image(out / name), path.name), *heatmaps, *pairs])
+      done += 1
+      progress.update(done)
+  progress.close()
+  if rows:
+    drawing.save_png(out / 'figures' / 'sheet.png', figures.sheet(rows))
 
 
 def _picture_names(paths: Sequence[Path]) -> list[str]:
@@ -166,8 +218,11 @@ def main() -> None:
   parser.add_argument('--threshold', type=float, default=0.3, help='lowest score (default %(default)s)')
   parser.add_argument('--batch_size', type=int, default=8, help='images per batch (default %(default)s)')
   parser.add_argument('--no_mirror', action='store_true', help='leave the mirror image out: half the time, less AP')
+  parser.add_argument('--figures', action='store_true', help='also draw heatmaps, and pairs kept and rejected')
   parser.add_argument('--no_drawings', action='store_true', help='write the JSON only')
   arguments = parser.parse_args()
+  if arguments.figures and arguments.no_drawings:
+    parser.error('--figures draws, --no_drawings forbids it: give one of the two')
   flags.FLAGS.mark_as_parsed()  # absl's log wants it; this command has none of absl's flags
   show_messages()
   try:
@@ -179,6 +234,8 @@ def main() -> None:
     boxes, unreadable = predict(
       loaded, paths, arguments.out, threshold=arguments.threshold, draw=not arguments.no_drawings
     )
+    if arguments.figures:
+      draw_figures(loaded, paths, arguments.out, threshold=arguments.threshold, left_out=unreadable)
   except (FileNotFoundError, ValueError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)

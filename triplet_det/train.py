@@ -12,9 +12,10 @@ import numpy as np
 from absl import logging
 from clu import parameter_overview
 from etils import epath
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from triplet_det import curves, drawing, evaluate, optimizer, sharding
+from triplet_det import curves, drawing, evaluate, optimizer, report, sharding
 from triplet_det.checkpoints import Checkpoints, RunRecord
 from triplet_det.data import augment, pipeline
 from triplet_det.metric_writers import METRICS_FILE, MetricWriter, read_metrics
@@ -46,8 +47,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   workdir = epath.Path(workdir).expanduser()
 
   # Mesh and data.
-  mesh = sharding.make_mesh()
-  sharding.check_batch(config.batch_size, mesh, config.group_size)
+  mesh = sharding.make_mesh(state_shards=config.state_shards)
+  sharding.check_batch(config.batch_size, mesh, config.group_size, config.accumulate)
   source = pipeline.open_source(**config.data.train)
   categories = source.categories
   evaluates = config.mode == 'train_and_eval'
@@ -66,8 +67,15 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     )
   settings = evaluate.settings_for(config.test.to_dict(), config.image_scale)
   schedule = config.optimizer.to_dict()
-  clip_norm = schedule.pop('clip_norm')
-  rate = optimizer.learning_rate(total_steps=config.total_steps, **schedule)
+  clip_norm, base, reference = (schedule.pop(key) for key in ('clip_norm', 'base', 'reference_batch'))
+  scaled = optimizer.scaled_rate(base, config.batch_size, reference)
+  if scaled != base:
+    logging.info(
+      'learning rate %.3g = %.3g x sqrt(%d / %d): it was found for batch %d, and the noise of Adam falls with the root '
+      'of the batch (optimizer.reference_batch=0 keeps %.3g)',
+      *(scaled, base, config.batch_size, reference, reference, base),
+    )
+  rate = optimizer.learning_rate(base=scaled, total_steps=config.total_steps, **schedule)
   adam = optimizer.adam(rate, clip_norm=clip_norm)
   step_fn = make_train_step(
     module,
@@ -77,21 +85,27 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     lighting=config.lighting,
     min_overlap=config.min_overlap,
     published_radius=config.published_radius,
+    accumulate=config.accumulate,
+    average_decay=config.average_decay,
   )
-  everywhere = sharding.replicated(mesh)
+
+  def fresh_state():
+    return init_state(module, adam, config.seed, averages=config.average_decay > 0)
+
+  shapes = jax.eval_shape(fresh_state)
+  placed = sharding.of_state(mesh, shapes)
   train_step = jax.jit(
     step_fn,
-    in_shardings=(everywhere, sharding.over_data(mesh)),
-    out_shardings=(everywhere, everywhere),
+    in_shardings=(placed, sharding.over_data(mesh)),
+    out_shardings=(placed, sharding.replicated(mesh)),
     donate_argnums=0,
   )
 
   # State: the newest checkpoint, or fresh parameters.
-  initialise = jax.jit(lambda: init_state(module, adam, config.seed), out_shardings=everywhere)
   checkpoints = Checkpoints(workdir)
-  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(initialise))
+  like = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, placed)
   restored = checkpoints.restore_newest(like, model=model)
-  state, record = restored if restored else (initialise(), None)
+  state, record = restored if restored else (jax.jit(fresh_state, out_shardings=placed)(), None)
   if record and record.categories != categories:
     raise ValueError(f'the training data do not fit {workdir}: ' + evaluate.differences(record.categories, categories))
   first_step = record.step if record else 0
@@ -104,6 +118,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   is_first_host = jax.process_index() == 0
   writer = MetricWriter(workdir if is_first_host else None, resume_step=first_step)
   writer.write_texts(0, {'config': f'```\n{config}```'})
+  if is_first_host:
+    (workdir / 'config.json').write_text(config.to_json_best_effort(indent=1) + '\n')
   logging.info(
     '%s step %d of %d: %d images a step on %d %s device(s), %d training images, %d classes, %.2f M parameters',
     'continuing at' if restored else 'starting at',
@@ -114,33 +130,41 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   # Evaluation: the detector's programs are compiled once for the run.
   tester = evaluate.make_detector(
     module,
-    state.variables,
+    sharding.on_this_host(state.variables),
     settings,
     batch_size=config.eval_batch_size,
-    sharding=sharding.over_data(mesh) if mesh.devices.size > 1 else None,
+    sharding=sharding.over_own_devices(),
   )
 
   def evaluate_now() -> dict[str, float]:
-    tester.use(state.variables)
+    tester.use(sharding.on_this_host(state.variables))
     folder = evaluate.evaluation_folder(workdir, step)
     found = evaluate.evaluate(
       tester,
       eval_source,
       categories,
       folder,
+      split=config.data.eval.split,
+      run_name=name_of(workdir),
       decimals=config.result_decimals,
       draw_threshold=config.draw_threshold,
-      about=dict(step=step, split=config.data.eval.split),
+      about=dict(step=step),
     )
-    pictures = {path.stem: augment.decode_image(path.read_bytes(), path.name) for path in sorted(folder.glob('*.png'))}
-    writer.write_images(step, {f'eval/{name}': picture for name, picture in pictures.items()})
     if found:
       logging.info('step %d: AP %.3f, AP50 %.3f', step, found['AP'], found['AP50'])
-      if found['AP'] > checkpoints.best_metric('AP'):
+      if sharding.first_host_says(found['AP'] > checkpoints.best_metric('AP')):
         checkpoints.save_best(state.variables, dataclasses.replace(record, step=step, metrics=found))
+    if is_first_host:
+      pictures = {path.stem: augment.decode_image(path.read_bytes(), path.name) for path in folder.glob('*.png')}
+      writer.write_images(step, {f'eval/{name}': pictures[name] for name in sorted(pictures)})
     # Last: an evaluation that is in the log is complete.
     writer.write_scalars(step, {f'eval/{name}': value for name, value in found.items()})
     writer.flush()
+    if is_first_host:
+      try:
+        report.write_report(workdir)
+      except ValueError as error:  # a broken file of an earlier evaluation
+        logging.warning('report.html is not renewed: %s', error)
     return found
 
   def is_evaluated(step: int) -> bool:
@@ -163,7 +187,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     max_objects=config.augment.max_objects,
     train_on_crowd=config.augment.train_on_crowd,
   )
-  progress = ProgressLine(config.total_steps, first_step, prefix='train')
+  progress = ProgressLine(config.total_steps, first_step, prefix='train', interval=None if is_first_host else math.inf)
   metrics, pending, step = {}, [], first_step
 
   def settle() -> None:
@@ -199,7 +223,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
           means = {f'train/{name}': np.mean([v[name] for _, v in unlogged]) for name in unlogged[0][1]}
           writer.write_scalars(step, means | {'train/learning_rate': rate(step - 1)})
           unlogged.clear()
-        if stopped():
+        if stopped(step):
           save()
           raise Preempted(f'stopped by a signal after step {step}; the same command continues from there')
         if step % config.checkpoint_every == 0 or is_evaluated(step) or step == config.total_steps:
@@ -219,8 +243,14 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
 
 
 @contextmanager
-def stop_signal() -> Iterator[Callable[[], bool]]:
-  """Gives a function that says whether SIGTERM or the first Ctrl-C has come; a second signal ends at once."""
+def stop_signal() -> Iterator[Callable[[int], bool]]:
+  """Gives a function that says after a step whether SIGTERM or the first Ctrl-C has come; a second ends at once.
+
+  With several hosts JAX listens for SIGTERM (a TPU's preemption notice is one) and has all stop after the same step.
+  """
+  if jax.process_count() > 1:
+    yield multihost_utils.reached_preemption_sync_point
+    return
   came = []
   before = {}
 
@@ -231,10 +261,16 @@ def stop_signal() -> Iterator[Callable[[], bool]]:
   for number in (signal.SIGTERM, signal.SIGINT):
     before[number] = signal.signal(number, note)
   try:
-    yield lambda: bool(came)
+    yield lambda step: bool(came)
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
+
+
+def name_of(workdir: epath.PathLike) -> str:
+  """What a run is called: the name of its folder."""
+  path = epath.Path(workdir)
+  return (path if '://' in str(path) else path.resolve()).name
 
 
 def logged_evaluation(workdir: epath.Path, step: int) -> dict[str, float]:

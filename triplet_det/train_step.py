@@ -21,21 +21,28 @@ class TrainState:
   params: Any  # float32
   batch_stats: Any  # float32, running statistics of the norms
   opt_state: Any
+  average: Any = None  # exponential moving averages {'params', 'batch_stats'} if the run keeps them
 
   @property
   def variables(self) -> dict[str, Any]:
-    """What `module.apply` takes."""
-    return {'params': self.params, 'batch_stats': self.batch_stats}
+    """What `module.apply` takes for testing: the averages if there are any."""
+    return self.average or {'params': self.params, 'batch_stats': self.batch_stats}
 
 
-def init_state(module: Detector, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-  """Fresh parameters by the modules' own rules; jit this (with `out_shardings` if there is a mesh)."""
+def init_state(
+  module: Detector, optimizer: optax.GradientTransformation, seed: int, *, averages: bool = False
+) -> TrainState:
+  """Fresh parameters by the modules' own rules; jit this (with `out_shardings` if there is a mesh).
+
+  `averages`: the state keeps exponential moving averages, as `make_train_step(average_decay=...)` needs.
+  """
   # Threefry would spend most of the start on 210 million numbers; rbg draws them at memory speed.
   key = jax.random.key(seed, impl='rbg')
   side = module.config.size_multiple - 1
   variables = module.init(key, jnp.zeros((1, side, side, 3)))
-  params = variables['params']
-  return TrainState(jnp.zeros((), jnp.int32), params, variables['batch_stats'], optimizer.init(params))
+  params, batch_stats = variables['params'], variables['batch_stats']
+  average = {'params': params, 'batch_stats': batch_stats} if averages else None
+  return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), average)
 
 
 def make_train_step(
@@ -47,6 +54,8 @@ def make_train_step(
   lighting: float = 0.1,
   min_overlap: float = 0.3,
   published_radius: bool = False,
+  accumulate: int = 1,
+  average_decay: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """The step as a pure function, to be jitted by the caller with the state donated.
 
@@ -56,16 +65,18 @@ def make_train_step(
     seed: of the colour draws; step k draws the same numbers whenever it runs.
     colour_jitter, lighting: strengths, see `photometric.draw_colours`.
     min_overlap, published_radius: see `targets.render`.
+    accumulate: parts that the batch goes through the network in, one after the other; a step stays one step of the
+      optimizer. With norm groups the result is that of the whole batch; without, each part is a group of its own.
+    average_decay: of the moving averages of parameters and statistics, which the state must have; 0 keeps none. The
+      first steps decay faster, (1 + k) / (10 + k), so that the averages forget the initial weights.
 
   Returns:
     (state, Batch) -> (state after the step, metrics): `loss`, its terms, and `gradient_norm`, float32 scalars.
   """
   config = module.config
 
-  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
-    count, side = batch.images.shape[:2]
-    draws = photometric.draw_colours(key, count, jitter=colour_jitter, lighting=lighting)
+  def loss_of(params, batch_stats, batch: Batch, draws: photometric.ColourDraws):
+    side = batch.images.shape[1]
     images = photometric.normalise(photometric.distort(batch.images.astype(jnp.float32) / 255, draws))
     goal = targets.render(
       batch.boxes,
@@ -77,17 +88,50 @@ def make_train_step(
       min_overlap=min_overlap,
       published_radius=published_radius,
     )
+    variables = {'params': params, 'batch_stats': batch_stats}
+    maps, updated = module.apply(variables, images, train=True, mutable=['batch_stats'])
+    loss, terms = losses.detection_loss(maps, goal, group=config.norm_group)
+    return loss, (dict(terms, loss=loss), updated['batch_stats'])
 
-    def loss_of(params):
-      variables = {'params': params, 'batch_stats': state.batch_stats}
-      maps, updated = module.apply(variables, images, train=True, mutable=['batch_stats'])
-      loss, terms = losses.detection_loss(maps, goal, group=config.norm_group)
-      return loss, (terms, updated['batch_stats'])
+  gradient_of = jax.grad(loss_of, has_aux=True)
 
-    (loss, (terms, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+  def over_parts(params, batch_stats, batch: Batch, draws: photometric.ColourDraws):
+    """`gradient_of` as the mean over the parts, which share the statistics from before the step."""
+    parts = jax.tree.map(lambda x: _in_parts(x, accumulate, config.norm_group or 1), (batch, draws))
+    # Published: only the first group's statistics are kept, and the first part has it.
+    kept = jnp.arange(accumulate) == 0 if config.norm_running == 'first' else jnp.full(accumulate, 1 / accumulate)
+
+    def add_part(total, part_and_share):
+      part, share = part_and_share
+      gradients, (metrics, statistics) = gradient_of(params, batch_stats, *part)
+      scaled = jax.tree.map(lambda x: x / accumulate, (gradients, metrics))
+      found = *scaled, jax.tree.map(lambda x: x * share, statistics)
+      return jax.tree.map(jnp.add, total, found), None
+
+    shapes = jax.eval_shape(gradient_of, params, batch_stats, *jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], *shapes[1]))
+    (gradients, metrics, statistics), _ = jax.lax.scan(add_part, zeros, (parts, kept))
+    return gradients, (metrics, statistics)
+
+  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    draws = photometric.draw_colours(key, batch.images.shape[0], jitter=colour_jitter, lighting=lighting)
+    compute = gradient_of if accumulate == 1 else over_parts
+    gradients, (metrics, batch_stats) = compute(state.params, state.batch_stats, batch, draws)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    metrics = dict(terms, loss=loss, gradient_norm=optax.tree.norm(gradients))
-    state = TrainState(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state)
-    return state, metrics
+    params = optax.apply_updates(state.params, updates)
+    average = state.average
+    if average_decay:
+      decay = jnp.minimum(average_decay, (1 + state.step) / (10 + state.step))
+      after = {'params': params, 'batch_stats': batch_stats}
+      average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, after)
+    metrics['gradient_norm'] = optax.tree.norm(gradients)
+    return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
 
   return train_step
+
+
+def _in_parts(x: jax.Array, parts: int, group: int) -> jax.Array:
+  """[B, ...] -> [parts, B / parts, ...]: whole groups, dealt out in turn, so that each device has its share of each."""
+  dealt = x.reshape(x.shape[0] // (parts * group), parts, group, *x.shape[1:])
+  return jnp.moveaxis(dealt, 1, 0).reshape(parts, x.shape[0] // parts, *x.shape[1:])

@@ -1,7 +1,7 @@
 """From a source to batches (grain): batch k is a pure function of (seed, k).
 
-It is the same after a restart, with any number of workers, and on any number of hosts: row r of host h of H is row
-r * H + h of the batch that one host would make. So a checkpoint needs no state of the input.
+It is the same after a restart, with any number of workers, and on any number of hosts: the b rows of host h are rows
+h * b to (h + 1) * b of the batch that one host would make. So a checkpoint needs no state of the input.
 """
 
 import collections
@@ -162,7 +162,8 @@ def train_batches(
   )
   examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(transform)
   # Batches are made before the workers' turn: behind them, rows would be dealt by the number of workers.
-  batches = examples[host_index::host_count].batch(batch_size // host_count, drop_remainder=True)[start_step:]
+  shares = examples.batch(batch_size // host_count, drop_remainder=True)
+  batches = shares[host_index::host_count][start_step:]
   read = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
   dataset = batches.to_iter_dataset(read)
   if num_workers:

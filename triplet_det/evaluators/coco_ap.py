@@ -35,14 +35,15 @@ class Accumulated:
 
   def average_precision(self, iou: float | None = None, area: str = 'all', category: int | None = None) -> float:
     """AP at one IoU threshold or over all, of one position on the K axis or over all classes that have ground truth."""
-    precision = self.precision[self._thresholds(iou), :, :, AREAS.index(area), -1]
+    precision = self.precision[self.threshold_indices(iou), :, :, AREAS.index(area), -1]
     return _mean(precision if category is None else precision[:, :, category])
 
   def average_recall(self, max_detections: int = 100, area: str = 'all') -> float:
     """AR over all IoU thresholds and classes with at most `max_detections` (1, 10, 100) per image and class."""
     return _mean(self.recall[:, :, AREAS.index(area), MAX_DETECTIONS.index(max_detections)])
 
-  def _thresholds(self, iou: float | None) -> np.ndarray:
+  def threshold_indices(self, iou: float | None) -> np.ndarray:
+    """Positions on the T axis of one IoU threshold or of all. ValueError if the evaluation did not run there."""
     chosen = np.ones(len(self.iou_thresholds), bool) if iou is None else np.isclose(self.iou_thresholds, iou)
     if not chosen.any():
       raise ValueError(f'AP at IoU {iou} was asked for, but the evaluation ran at {self.iou_thresholds.tolist()}')
@@ -72,7 +73,11 @@ def evaluate(ground_truth: Mapping, detections: Sequence[Mapping]) -> dict[str, 
   Raises:
     ValueError: as `accumulate`.
   """
-  result = accumulate(ground_truth, detections)
+  return summarise(accumulate(ground_truth, detections))
+
+
+def summarise(result: Accumulated) -> dict[str, float]:
+  """The metrics of `evaluate`, read off an `accumulate` at COCO's IoU thresholds."""
   metrics = {
     'AP': result.average_precision(),
     'AP50': result.average_precision(iou=0.5),
@@ -90,18 +95,16 @@ def evaluate(ground_truth: Mapping, detections: Sequence[Mapping]) -> dict[str, 
   return metrics | {f'AP/{name}': result.average_precision(category=k) for k, name in enumerate(result.names)}
 
 
-def precision_recall(
-  ground_truth: Mapping, detections: Sequence[Mapping], *, iou_thresholds: Sequence[float] = (0.5, 0.75)
-) -> PrecisionRecall:
-  """The curves behind the AP. Arguments and errors as `evaluate`."""
-  result = accumulate(ground_truth, detections, iou_thresholds=iou_thresholds)
-  by_class = result.precision[:, :, :, AREAS.index('all'), -1]  # [T, R, K]
+def precision_recall(result: Accumulated, iou_thresholds: Sequence[float] = (0.5, 0.75)) -> PrecisionRecall:
+  """The curves behind the AP at some of the thresholds of `result`. ValueError names those that it has."""
+  chosen = np.concatenate([result.threshold_indices(iou) for iou in iou_thresholds])
+  by_class = result.precision[chosen][:, :, :, AREAS.index('all'), -1]  # [T, R, K]
   present = ~np.isnan(by_class[0, 0])
   return PrecisionRecall(
     recall=result.recall_thresholds,
     precision=by_class[:, :, present].mean(axis=2),
     class_precision=by_class.transpose(0, 2, 1),
-    iou_thresholds=result.iou_thresholds,
+    iou_thresholds=result.iou_thresholds[chosen],
     names=result.names,
   )
 

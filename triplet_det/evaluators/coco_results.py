@@ -54,3 +54,8 @@ def write_results(path: epath.PathLike, rows: Sequence[Mapping]) -> None:
   unfinished = path.with_name(path.name + '.tmp')
   unfinished.write_text(text)
   unfinished.replace(path)
+
+
+def server_file_name(split: str, algorithm: str) -> str:
+  """The name that COCO's server wants, detections_[testset]_[alg]_results.json, e.g. for the split test-dev2017."""
+  return f'detections_{split}_{algorithm}_results.json'

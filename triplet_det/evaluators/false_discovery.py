@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from triplet_det.evaluators import coco_ap
+from triplet_det.evaluators.coco_ap import Accumulated
 
 IOU_THRESHOLDS = tuple(np.linspace(0.05, 0.5, 10).tolist())
 
@@ -21,7 +22,16 @@ def evaluate(ground_truth: Mapping, detections: Sequence[Mapping]) -> dict[str, 
   Raises:
     ValueError: as `coco_ap.accumulate`.
   """
-  result = coco_ap.accumulate(ground_truth, detections, iou_thresholds=IOU_THRESHOLDS)
+  return summarise(accumulate(ground_truth, detections))
+
+
+def accumulate(ground_truth: Mapping, detections: Sequence[Mapping]) -> Accumulated:
+  """`coco_ap.accumulate` at the thresholds of FD."""
+  return coco_ap.accumulate(ground_truth, detections, iou_thresholds=IOU_THRESHOLDS)
+
+
+def summarise(result: Accumulated) -> dict[str, float]:
+  """The metrics of `evaluate`, read off its `accumulate`."""
   return {
     'FD': 1 - result.average_precision(),
     'FD5': 1 - result.average_precision(iou=0.05),
@@ -31,3 +41,12 @@ def evaluate(ground_truth: Mapping, detections: Sequence[Mapping]) -> dict[str, 
     'FD_M': 1 - result.average_precision(area='medium'),
     'FD_L': 1 - result.average_precision(area='large'),
   }
+
+
+def over_thresholds(result: Accumulated) -> list[dict[str, float]]:
+  """FD at each IoU threshold, over all objects and by their size: rows of iou, FD, FD_S, FD_M, FD_L."""
+  areas = {'FD': 'all', 'FD_S': 'small', 'FD_M': 'medium', 'FD_L': 'large'}
+  return [
+    {'iou': round(iou, 2)} | {name: 1 - result.average_precision(iou, area) for name, area in areas.items()}
+    for iou in IOU_THRESHOLDS
+  ]

@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from triplet_det.models.norm import BatchNorm
+
+CONVOLVED = 'convolved'  # the name of convolutions' results for rematerialisation policies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Conv(nn.Module):
       padding=((pad, pad), (pad, pad)),
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )
+    y = checkpoint_name(y, CONVOLVED)
     if self.bias == 'none':
       return y
     init = uniform_fan_in(fan_in) if self.bias == 'uniform' else nn.initializers.constant(self.bias)

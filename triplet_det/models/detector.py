@@ -9,11 +9,18 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from triplet_det.models.conv import ConvBlock, Numerics, Residual
+from triplet_det.models.conv import CONVOLVED, ConvBlock, Numerics, Residual
 from triplet_det.models.heads import Branch
 from triplet_det.models.hourglass import Hourglass, Stem
 from triplet_det.models.pooling import CascadeCornerPooling, CenterPooling, CornerPooling
 from triplet_det.structs import KeypointMaps
+
+# Whether blocks are rematerialised, and by which policy (None saves nothing of a block but its input).
+REMAT = {
+  'none': (False, None),
+  'norms': (True, jax.checkpoint_policies.save_only_these_names(CONVOLVED)),  # norms, ReLUs and sums; no convolution
+  'blocks': (True, None),  # all of every residual block: least memory, a third more arithmetic
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +40,7 @@ class DetectorConfig:
   dtype: str = 'float32'  # of the computation; parameters, statistics and last layers stay float32
   norm_group: int | None = None  # images per group of norm statistics; None: the whole batch
   norm_running: str = 'all'  # groups that update the running statistics; published: 'first'
-  remat: str = 'none'  # 'blocks': recompute every residual block in the backward pass
+  remat: str = 'none'  # a key of REMAT: what the backward pass computes again instead of reading it from memory
 
   def __post_init__(self):
     if len(self.dims) != len(self.blocks) or len(self.dims) < 2:
@@ -41,7 +48,7 @@ class DetectorConfig:
         f'dims and blocks need one entry per level and at least 2 levels: {len(self.dims)} dims {self.dims}, '
         f'{len(self.blocks)} blocks {self.blocks}'
       )
-    for key, possible in (('norm_running', ('all', 'first')), ('remat', ('none', 'blocks'))):
+    for key, possible in (('norm_running', ('all', 'first')), ('remat', tuple(REMAT))):
       if getattr(self, key) not in possible:
         raise ValueError(f'model.{key} is {getattr(self, key)!r}; possible: {", ".join(possible)}')
 
@@ -87,7 +94,9 @@ class Detector(nn.Module):
           f'for example {below} or {below + c.size_multiple}'
         )
     numerics = Numerics(jnp.dtype(c.dtype), c.norm_group, c.norm_running)
-    residual = nn.remat(Residual, static_argnums=(2,)) if c.remat == 'blocks' else Residual
+    again, policy = REMAT[c.remat]
+    residual = nn.remat(Residual, static_argnums=(2,), policy=policy) if again else Residual
+    branch = nn.remat(Branch, static_argnums=(2,), policy=policy) if c.remat == 'norms' else Branch
 
     maps = []
     x = Stem(c.stem_width, c.dims[0], numerics, residual, name='stem')(images, train)
@@ -96,27 +105,27 @@ class Detector(nn.Module):
       feature = ConvBlock(c.head_width, 3, numerics, name=f'feature_{stack}')(y, train)
       last = stack == c.stacks - 1
       if train or last or self.is_initializing():
-        maps.append(self._branches(feature, stack, numerics, train))
+        maps.append(self._branches(feature, stack, numerics, branch, train))
       if not last:
         previous = ConvBlock(c.dims[0], 1, numerics, relu=False, name=f'previous_{stack}')(x, train)
         carried = ConvBlock(c.dims[0], 1, numerics, relu=False, name=f'carried_{stack}')(feature, train)
         x = residual(c.dims[0], numerics, name=f'between_{stack}')(nn.relu(previous + carried), train)
     return maps
 
-  def _branches(self, feature: jax.Array, stack: int, numerics: Numerics, train: bool) -> KeypointMaps:
+  def _branches(self, feature: jax.Array, stack: int, numerics: Numerics, branch, train: bool) -> KeypointMaps:
     c = self.config
     corner_pooling = CascadeCornerPooling if c.cascade_corner_pooling else CornerPooling
 
-    def branch(kind, pooling, embedding):
+    def outputs(kind, pooling, embedding):
       name = f'{kind}_{stack}'
-      return Branch(pooling, c.num_classes, c.dims[0], embedding, numerics, name=name)(feature, train)
+      return branch(pooling, c.num_classes, c.dims[0], embedding, numerics, name=name)(feature, train)
 
-    tl = branch('top_left', corner_pooling('top_left', c.pool_width, numerics, parent=None), embedding=True)
-    br = branch('bottom_right', corner_pooling('bottom_right', c.pool_width, numerics, parent=None), embedding=True)
+    tl = outputs('top_left', corner_pooling('top_left', c.pool_width, numerics, parent=None), embedding=True)
+    br = outputs('bottom_right', corner_pooling('bottom_right', c.pool_width, numerics, parent=None), embedding=True)
     center = {'heat': None, 'offset': None}
     if c.center_branch:
       center_pooling = CenterPooling(c.pool_width, c.center_pooling, numerics, parent=None)
-      center = branch('center', center_pooling, embedding=False)
+      center = outputs('center', center_pooling, embedding=False)
     return KeypointMaps(
       tl_heat=tl['heat'],
       br_heat=br['heat'],

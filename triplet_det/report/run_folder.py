@@ -1,0 +1,210 @@
+"""What a run folder holds, as values: log, config and evaluations, each of which may be missing."""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+from etils import epath
+
+from triplet_det.metric_writers import METRICS_FILE, read_metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """One folder below eval/."""
+
+  folder: epath.Path
+  step: int | None  # None if neither the fingerprint nor the folder's name says
+  written: datetime.datetime | None  # UTC, when it was complete; None: it is not
+  metrics: dict[str, float]  # empty if not complete, or if the split has no objects
+  fingerprint: dict  # empty if not complete
+
+  @property
+  def split(self) -> str:
+    return str(self.fingerprint.get('split', ''))
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One run folder."""
+
+  folder: epath.Path
+  log: tuple[dict, ...]  # lines of metrics.jsonl by step: 'step', and 'train/...' or 'eval/...' -> float
+  config: dict  # empty if there is no config.json
+  evaluations: tuple[Evaluation, ...]  # the newest first; what is not complete comes last
+
+  @property
+  def name(self) -> str:
+    return self.folder.name or str(self.folder)
+
+  @property
+  def shown(self) -> Evaluation | None:
+    """The newest complete evaluation that has metrics (not of a test set), else the newest complete one, else None."""
+    complete = [e for e in self.evaluations if e.written]
+    return next((e for e in complete if e.metrics), complete[0] if complete else None)
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionRecall:
+  """Precision over recall at one IoU threshold; NaN without objects."""
+
+  iou: float
+  overall: list[float]  # [R] mean over the classes
+  classes: dict[str, list[float]]  # name -> [R]
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+  """curves.json."""
+
+  recall: list[float]  # [R]
+  precision_recall: list[PrecisionRecall]
+  false_discovery: list[dict[str, float]]  # rows of 'iou', 'FD', 'FD_S', 'FD_M', 'FD_L'
+
+
+@dataclasses.dataclass(frozen=True)
+class ErrorAnalysis:
+  """error_analysis.json."""
+
+  rows: dict[str, dict[str, float]]  # output replaced by ground truth -> metrics
+  fingerprint: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+  """A box of a picture."""
+
+  name: str  # of its class
+  corners: tuple[float, float, float, float]  # x1 y1 x2 y2, pixels of the original image
+  score: float | None  # None: ground truth
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """One image of gallery.json."""
+
+  title: str  # best or worst
+  image: epath.Path
+  file_name: str
+  width: int  # pixels of the original image
+  height: int
+  f1: float | None
+  truth: list[Box]
+  detections: list[Box]
+  rejected: list[Box]  # pairs without a center in their central region
+
+
+def read_run(workdir: epath.PathLike) -> Run:
+  """Reads log, config and the metrics of all evaluations.
+
+  Raises:
+    FileNotFoundError: there is no such folder.
+    ValueError: names the file that is broken.
+  """
+  folder = epath.Path(workdir).expanduser()
+  if not folder.is_dir():
+    raise FileNotFoundError(f'there is no run folder {folder}')
+  log = read_metrics(folder / METRICS_FILE) if (folder / METRICS_FILE).exists() else []
+  with understood(folder / 'config.json') as config:
+    config = dict(config or {})
+  evaluations = [_read_evaluation(path) for path in _subfolders(folder / 'eval')]
+  oldest = datetime.datetime.min.replace(tzinfo=datetime.UTC)
+  # The step decides between evaluations of the same time, as a copied folder has them.
+  evaluations.sort(key=lambda e: (e.written or oldest, e.step or 0, e.folder.name), reverse=True)
+  return Run(folder, tuple(sorted(log, key=lambda row: row['step'])), config, tuple(evaluations))
+
+
+def read_curves(folder: epath.Path) -> Curves | None:
+  """curves.json of an evaluation folder; None if it has none. ValueError names a file that is broken."""
+  with understood(folder / 'curves.json') as content:
+    if not content:
+      return None
+    recall = _numbers(content['recall'])
+    return Curves(
+      recall=recall,
+      precision_recall=[
+        PrecisionRecall(
+          iou=float(curve['iou']),
+          overall=_numbers(curve['all'], len(recall)),
+          classes={str(name): _numbers(values, len(recall)) for name, values in curve['classes'].items()},
+        )
+        for curve in content['precision_recall']
+      ],
+      false_discovery=[{name: float(value) for name, value in row.items()} for row in content['false_discovery']],
+    )
+
+
+def read_gallery(folder: epath.Path) -> list[Picture] | None:
+  """gallery.json of an evaluation folder; None if it has none. ValueError names a file that is broken."""
+  with understood(folder / 'gallery.json') as content:
+    if content is None:
+      return None
+    return [_picture(entry, folder) for entry in content]
+
+
+def read_error_analysis(folder: epath.Path) -> ErrorAnalysis | None:
+  """error_analysis.json of an evaluation folder; None if it has none. ValueError names a file that is broken."""
+  with understood(folder / 'error_analysis.json') as content:
+    if not content:
+      return None
+    rows = {str(row['replaced']): _metrics(row['metrics']) for row in content['rows']}
+    return ErrorAnalysis(rows, dict(content['fingerprint']))
+
+
+@contextlib.contextmanager
+def understood(path: epath.Path) -> Iterator:
+  """Gives the file's JSON content, None if there is no file; what cannot be read or used is a ValueError naming it."""
+  try:
+    yield json.loads(path.read_text()) if path.exists() else None
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f'{path} is broken or not what this version writes: {type(error).__name__}: {error}') from error
+
+
+def _read_evaluation(folder: epath.Path) -> Evaluation:
+  path = folder / 'metrics.json'
+  with understood(path) as content:
+    fingerprint = dict(content['fingerprint']) if content else {}
+    in_name = re.search(r'step_(\d+)', folder.name)
+    step = int(fingerprint['step']) if 'step' in fingerprint else int(in_name[1]) if in_name else None
+    written = datetime.datetime.fromtimestamp(path.stat().mtime, datetime.UTC) if content else None
+    return Evaluation(folder, step, written, _metrics(content['metrics']) if content else {}, fingerprint)
+
+
+def _subfolders(folder: epath.Path) -> list[epath.Path]:
+  return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.exists() else []
+
+
+def _metrics(metrics: Mapping) -> dict[str, float]:
+  return {str(name): float(value) for name, value in metrics.items()}  # JSON has no NaN: it is the string "NaN"
+
+
+def _numbers(values: list, length: int | None = None) -> list[float]:
+  if length is not None and len(values) != length:
+    raise ValueError(f'{len(values)} numbers instead of {length}')
+  return [float(value) for value in values]
+
+
+def _picture(entry: Mapping, folder: epath.Path) -> Picture:
+  width, height = int(entry['width']), int(entry['height'])
+  if min(width, height) < 1:
+    raise ValueError(f'the image {entry["file_name"]} has {width} x {height} pixels')
+  return Picture(
+    title=str(entry['title']),
+    image=folder / entry['image'],
+    file_name=str(entry['file_name']),
+    width=width,
+    height=height,
+    f1=None if entry['f1'] is None else float(entry['f1']),
+    **{kind: [_box(box) for box in entry[kind]] for kind in ('truth', 'detections', 'rejected')},
+  )
+
+
+def _box(box: Mapping) -> Box:
+  corners = tuple(_numbers(box['box'], 4))
+  if not all(map(math.isfinite, corners)):
+    raise ValueError(f'the box {box} is not finite')
+  return Box(str(box['name']), corners, float(box['score']) if 'score' in box else None)
