@@ -99,7 +99,7 @@ def test_images_of_one_canvas_follow_each_other(source):
 def test_an_image_that_got_lost(source):
   judged = FakeDetector(perfect(source))
   judged.stream = lambda images: [(image_id, found([], [])) for image_id, _ in images][1:]
-  with pytest.raises(RuntimeError, match=r'6 different images were evaluated, the split has 7'):
+  with pytest.raises(RuntimeError, match=r'6 different images were evaluated, this host has 7 of the split'):
     evaluate.detect(judged, source)
 
 

@@ -57,7 +57,7 @@ DATA = [
 COMMANDS = {
   'misspelled_key': (
     [*SHAPES, '--config.totl_steps=5'],
-    r"unknown key 'totl_steps' in config; did you mean 'total_steps'\? Known keys: augment, batch_size, ",
+    r"unknown key 'totl_steps' in config; did you mean 'total_steps'\? Known keys: accumulate, augment, batch_size, ",
   ),
   'misspelled_nested_key': (
     [*SHAPES, '--config.total_steps=7', '--config.model.center_poling=false'],
@@ -71,7 +71,7 @@ COMMANDS = {
     [*SHAPES, '--config.optimiser.base=1'],
     r"unknown key 'optimiser' in config; did you mean 'optimizer'\?",
   ),
-  'key_like_none': ([*SHAPES, '--config.zzz=1'], r"unknown key 'zzz' in config\. Known keys: augment"),
+  'key_like_none': ([*SHAPES, '--config.zzz=1'], r"unknown key 'zzz' in config\. Known keys: accumulate, augment"),
   'wrong_type': ([*SHAPES, '--config.total_steps=abc'], r"--config\.total_steps=abc: .*'abc'"),
   'no_value': ([*SHAPES, '--config.total_steps'], r'Missing value for flag --config\.total_steps'),
   'unknown_mode': (

@@ -1,6 +1,7 @@
 """Batch normalisation per group of images against its definition in float64."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -54,3 +55,21 @@ def test_one_pixel_one_image_norm_is_finite():
 def test_batch_must_be_a_multiple_of_the_norm_group():
   with pytest.raises(ValueError, match='batch of 4 images is not a multiple of the norm group of 3 images'):
     BatchNorm(3).init(jax.random.key(0), np.zeros((4, 2, 2, 1), np.float32), train=True)
+
+
+def test_bfloat16_is_normalised_by_float32_statistics():
+  """Of the rounded numbers, also where the mean is 20 deviations away; the result is off by bfloat16's rounding."""
+  rng = np.random.default_rng(1)
+  x = (rng.normal(0, 1, (4, 16, 16, 3)) + np.array([0, 5, 20])).astype(jnp.bfloat16)
+  variables = {
+    'params': dict(scale=np.ones(3, np.float32), bias=np.zeros(3, np.float32)),
+    'batch_stats': dict(mean=np.zeros(3, np.float32), var=np.zeros(3, np.float32)),
+  }
+  y, after = BatchNorm(2, dtype=jnp.bfloat16).apply(variables, x, train=True, mutable=['batch_stats'])
+  expected, means, variances = numpy_norm(x, 1, 0, group=2)
+  assert y.dtype == jnp.bfloat16
+  np.testing.assert_allclose(after['batch_stats']['mean'], 0.1 * means.mean(0), rtol=1e-4, atol=1e-4)
+  # float32 keeps 24 bits: mean^2 / variance = 400 of them cost 9.
+  np.testing.assert_allclose(after['batch_stats']['var'], 0.1 * variances.mean(0), rtol=400 * 2.0**-20)
+  # x * factor and the shift are float32, the result is rounded once to 8 bits.
+  np.testing.assert_allclose(np.asarray(y, np.float64), expected, rtol=2.0**-8, atol=1e-3)

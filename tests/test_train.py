@@ -223,7 +223,7 @@ def losses(monkeypatch):
   """Replaces the network by one number that grows by 1 a step; the loss of step k is what the test puts at [k]."""
   losses = {}
 
-  def init_state(module, optimizer, seed):
+  def init_state(module, optimizer, seed, **_):
     return TrainState(jnp.zeros((), jnp.int32), {'w': jnp.zeros(3)}, {'m': jnp.ones(2)}, {'n': jnp.zeros(())})
 
   def make_train_step(*_, **__):
@@ -365,9 +365,9 @@ def test_a_second_signal_ends_at_once():
   started_with = signal.signal(signal.SIGINT, signal.default_int_handler)
   before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
   with train.stop_signal() as stopped:
-    assert not stopped()
+    assert not stopped(1)
     os.kill(os.getpid(), signal.SIGINT)
-    assert stopped()
+    assert stopped(2)
     with pytest.raises(KeyboardInterrupt):
       os.kill(os.getpid(), signal.SIGINT)
       time.sleep(1)

@@ -22,17 +22,24 @@ class BatchNorm(nn.Module):
     running: which groups update the running statistics: 'all' (their mean) or 'first' (published: only the
       first GPU's update is kept).
     dtype: of the result; parameters stay float32, statistics too (float64 in a float64 computation).
+    folded: for testing, with the variables of `conv.fold_norms`: the factor is in the convolution's kernel already,
+      and what is left to add is the parameter `bias`.
   """
 
   group: int | None = None
   running: str = 'all'
   dtype: jnp.dtype = jnp.float32
+  folded: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     channels = x.shape[-1]
-    scale = self.param('scale', nn.initializers.ones, (channels,))
     bias = self.param('bias', nn.initializers.zeros, (channels,))
+    if self.folded:
+      if train:
+        raise ValueError('a network whose norms are folded into its convolutions has no statistics to train with')
+      return (x + bias).astype(self.dtype)
+    scale = self.param('scale', nn.initializers.ones, (channels,))
     running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,))
     running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,))
     if not train:
@@ -43,8 +50,7 @@ class BatchNorm(nn.Module):
     if batch % size:
       raise ValueError(f'a batch of {batch} images is not a multiple of the norm group of {size} images')
     groups = x.reshape(batch // size, size, *x.shape[1:]).astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean = _mean(groups)
-    var = _mean(jnp.square(groups - mean))
+    mean, var = _moments_of_rounded(groups) if x.dtype == jnp.bfloat16 else _moments(groups)
     if not self.is_initializing():
       count = size * x.shape[1] * x.shape[2]
       unbiased = var * (count / max(count - 1, 1))  # PyTorch keeps the unbiased variance, normalises by the biased
@@ -64,6 +70,21 @@ class BatchNorm(nn.Module):
     if self.running == 'first':
       return jnp.where(jnp.arange(groups)[:, None] == 0, rows, 0.0).sum(0)
     return rows.mean(0)
+
+
+def _moments(groups: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Mean and variance of [G, S, H, W, C] as [G, 1, 1, 1, C]."""
+  mean = _mean(groups)
+  return mean, _mean(jnp.square(groups - mean))
+
+
+def _moments_of_rounded(groups: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """`_moments` in one pass over numbers that were bfloat16 (float32 sums), so that it joins the convolution before it.
+
+  The difference of squares loses mean^2 / variance times float32's rounding, far less than bfloat16's 8 bits lost.
+  """
+  mean, square = (values.mean((1, 2, 3), keepdims=True) for values in (groups, jnp.square(groups)))
+  return mean, jnp.maximum(square - jnp.square(mean), 0)
 
 
 def _mean(groups: jax.Array) -> jax.Array:
