@@ -179,3 +179,16 @@ def test_bad_settings_are_refused():
     soft_nms(*rows, method='soft')
   with pytest.raises(ValueError, match='give tl_scores and br_scores'):
     soft_nms(*rows[:3], merge_exponent=10)
+
+
+@pytest.mark.parametrize('function', [soft_nms, soft_nms_in_place])
+def test_merged_boxes_are_never_turned_inside_out(function):
+  """Boxes without width, such as those clipped at the image's edge: the corners' means round to either side."""
+  rng = np.random.default_rng(0)
+  x, height = rng.uniform(111.9, 112.1, 60), rng.uniform(36, 38, 60)
+  boxes = np.stack([x, np.zeros(60), x, height], axis=1).astype(np.float32)
+  tl_scores, br_scores = rng.uniform(0.1, 0.9, (2, 60)).astype(np.float32)
+  scores, classes = (tl_scores + br_scores) / 2, np.zeros(60, np.int32)
+  found = function(boxes, scores, classes, tl_scores, br_scores, inclusive=True, merge_exponent=10)
+  kept = np.asarray(found.boxes)[np.asarray(found.valid)]
+  assert len(kept) > 3 and (kept[:, 2:] >= kept[:, :2]).all()

@@ -192,10 +192,13 @@ def _factor(xp, iou, method, sigma, overlap_threshold):
 
 
 def _weighted_mean(xp, boxes, weight, tl_scores, br_scores):
-  """Mean of boxes [N, 4], [4]: top-left corners weighted with weight * tl_scores, bottom-right with br_scores."""
+  """Mean of boxes [N, 4], [4]: top-left corners weighted with weight * tl_scores, bottom-right with br_scores.
+
+  Corners with different weights can pass each other where boxes have hardly any width; the mean then has none.
+  """
   tl, br = weight * tl_scores, weight * br_scores
-  corners = [(w[:, None] * part).sum(axis=0) / w.sum() for w, part in ((tl, boxes[:, :2]), (br, boxes[:, 2:]))]
-  return xp.concatenate(corners)
+  near, far = ((w[:, None] * part).sum(axis=0) / w.sum() for w, part in ((tl, boxes[:, :2]), (br, boxes[:, 2:])))
+  return xp.concatenate([near, xp.maximum(near, far)])
 
 
 def _check(method, merge_exponent, tl_scores, br_scores):
