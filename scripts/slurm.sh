@@ -1,37 +1,50 @@
 #!/usr/bin/env bash
 # Trains on GPUs of one or more nodes under SLURM, one process per GPU, and requeues itself when its time is up.
 #
-#   scripts/slurm.sh --nodes 2 --gpus 8 --time 24:00:00 [--partition gpu] [--print] -- \
+#   scripts/slurm.sh --nodes 2 --gpus 8 --time 24:00:00 [--cpus 8] [--sbatch=--partition=gpu]... [--print] -- \
 #     --config configs/triplet.py:hg=104 --workdir /shared/runs/centernet_104 ...
 #
-# Needs an environment in .venv made with pip install -e '.[cuda]', and a run folder that all nodes see. --print shows the
-# job instead of submitting it.
+# --gpus are per node, --cpus per GPU, for the config.data.num_workers processes of the input. --sbatch=OPTION adds an
+# option of sbatch: --sbatch=--account=NAME. Needs an environment in .venv made with pip install -e '.[cuda]', and a run
+# folder that all nodes see. --print shows the job instead of submitting it.
 set -euo pipefail
 
 usage() {
-  sed -n '2,8s/^# \{0,1\}//p' "$0"
-  exit "${1:-2}"
+  sed -n '2,9s/^# \{0,1\}//p' "$0"
 }
 
-nodes=1 gpus=8 time=24:00:00 partition='' print=''
+wrong() {
+  printf 'error: %s\n\n' "$1" >&2
+  usage >&2
+  exit 2
+}
+
+check() { # option, its value, the pattern it must match, what that means
+  [[ ${2-} =~ ^$3$ ]] || wrong "$1 needs $4, not '${2-}'"
+}
+
+number='[1-9][0-9]*'
+nodes=1 gpus=8 cpus=8 time=24:00:00 options='' print=''
 while (($#)); do
   case $1 in
-    --nodes) nodes=${2:?--nodes needs a number} && shift 2 ;;
-    --gpus) gpus=${2:?--gpus needs a number, per node} && shift 2 ;;
-    --time) time=${2:?--time needs hours:minutes:seconds} && shift 2 ;;
-    --partition) partition=${2:?--partition needs a name} && shift 2 ;;
+    --nodes) check "$1" "${2-}" "$number" 'a number' && nodes=$2 && shift 2 ;;
+    --gpus) check "$1" "${2-}" "$number" 'a number, per node' && gpus=$2 && shift 2 ;;
+    --cpus) check "$1" "${2-}" "$number" 'a number, per GPU' && cpus=$2 && shift 2 ;;
+    --time) check "$1" "${2-}" '([0-9]+-)?[0-9]+(:[0-9]+){0,2}' 'hours:minutes:seconds' && time=$2 && shift 2 ;;
+    --sbatch=*) options+="#SBATCH ${1#--sbatch=}"$'\n' && shift ;;
     --print) print=yes && shift ;;
-    -h | --help) usage 0 ;;
+    -h | --help) usage && exit 0 ;;
     --) shift && break ;;
-    *) echo "error: not understood: $1" >&2 && usage ;;
+    *) wrong "not understood: $1" ;;
   esac
 done
-if (($# == 0)); then
-  echo 'error: the arguments of triplet_det.main are needed after --' >&2
-  usage
-fi
+if (($# == 0)); then wrong 'the arguments of triplet_det.main are needed after --'; fi
 
 root=$(cd "$(dirname "$0")/.." && pwd)
+# TERM comes 10 minutes before the end of the time, so that an evaluation can end before the state is saved.
+# GPUs are not bound to processes: JAX takes the one whose number is the process's on its node.
+# SLURM must not kill the others when one process ends: they end by themselves, and the highest exit code is srun's.
+# A preemption signals this script too, which would end it before the processes have saved: hence the trap.
 job=$(
   cat <<JOB
 #!/usr/bin/env bash
@@ -39,16 +52,18 @@ job=$(
 #SBATCH --nodes=$nodes
 #SBATCH --ntasks-per-node=$gpus
 #SBATCH --gpus-per-node=$gpus
+#SBATCH --cpus-per-task=$cpus
 #SBATCH --time=$time
-${partition:+#SBATCH --partition=$partition
-}#SBATCH --output=triplet_det_%j.log
+#SBATCH --output=triplet_det_%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
-#SBATCH --signal=TERM@180
+#SBATCH --signal=TERM@600
+${options}trap : TERM
 cd $(printf '%q' "$root")
-# --signal goes to the steps: every process saves at the same step and ends with 75, then the job takes its place again.
 status=0
-srun --kill-on-bad-exit=1 .venv/bin/python -m triplet_det.main $(printf '%q ' "$@")|| status=\$?
+srun --kill-on-bad-exit=0 --gpu-bind=none --cpus-per-task=$cpus \\
+  .venv/bin/python -m triplet_det.main$(printf ' %q' "$@") || status=\$?
+# 75: all processes have saved the same step. The job takes its place in the queue again and continues from there.
 if [ "\$status" -eq 75 ]; then scontrol requeue "\$SLURM_JOB_ID"; fi
 exit "\$status"
 JOB

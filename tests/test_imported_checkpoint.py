@@ -88,8 +88,8 @@ def test_predict(imported):
   _, folder, _, settings, expected = imported
   paths = predict.find_images([str(folder / 'images')])
   loaded = predict.load(folder / 'run', settings=settings)
-  boxes, unreadable = predict.predict(loaded, paths, folder / 'boxes', threshold=0.0, draw=False)
-  assert not unreadable and boxes == sum(len(wanted.scores) for wanted in expected.values())
+  summary = predict.predict(loaded, paths, folder / 'boxes', threshold=0.0, draw=False).summary
+  assert not summary.left_out and summary.boxes == sum(len(wanted.scores) for wanted in expected.values())
   table = json.loads((folder / 'boxes' / 'detections.json').read_text())
   for row, wanted in zip(table, expected.values(), strict=True):
     np.testing.assert_allclose([found['box'] for found in row['detections']], wanted.boxes, atol=0.006)

@@ -11,16 +11,20 @@ PACKAGE = Path(__file__).parent.parent / 'triplet_det'
 STOREYS = [
   ['__init__'],
   ['main'],
-  ['predict'],
+  ['predict', 'export', 'plan'],
   ['train'],
+  ['finetune', 'show_data'],
+  ['loading', 'merge'],
   ['report', 'evaluate'],
   ['gallery'],
-  ['figures'],
+  ['parts', 'image_ids'],
+  ['figures', 'predictions'],
   ['evaluators'],
   ['curves'],
-  ['drawing', 'progress', 'metric_writers'],
-  ['train_step'],
-  ['optimizer', 'sharding', 'checkpoints', 'export'],
+  ['drawing', 'progress', 'metric_writers', 'video'],
+  ['train_step', 'program'],
+  ['demo'],
+  ['optimizer', 'sharding', 'checkpoints', 'exported', 'roofline', 'collectives'],
   ['torch_import'],
   ['data'],
   ['inference'],
@@ -84,6 +88,6 @@ def test_the_input_pipeline_is_free_of_jax(path):
 
 
 def test_the_configuration_stops_at_the_door():
-  """Only main, train, evaluate and predict know ml_collections; all others take values."""
+  """Only main, plan, train, evaluate and predict know ml_collections; all others take values."""
   knowing = {p.relative_to(PACKAGE).parts[0] for p in FILES if any('ml_collections' in n for n in imported(p))}
-  assert knowing <= {'main.py', 'train.py', 'evaluate.py', 'predict.py'}
+  assert knowing <= {'main.py', 'plan.py', 'train.py', 'evaluate.py', 'predict.py'}

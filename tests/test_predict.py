@@ -1,7 +1,7 @@
 """Loading a checkpoint and predicting on files: the same boxes whichever way the images come in."""
 
-import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,36 +10,19 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import triplet_det
-from triplet_det import checkpoints, predict
-from triplet_det.categories import CategoryTable
+from tests.tiny_detector import CATEGORIES, write_run
+from triplet_det import loading, predict
 from triplet_det.inference import Settings
-from triplet_det.models import detector
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = dict(
-  stacks=1, dims=(8, 8), blocks=(1, 1), stem_width=8, head_width=8, pool_width=8, num_classes=3, norm_group=None
-)
-CATEGORIES = CategoryTable((7, 9, 12), ('cat', 'dog', 'cow'))
 
 
 @pytest.fixture(scope='module')
 def run_folder(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('run')
-  module = detector.build(MODEL)
-  variables = module.init(jax.random.key(3), np.zeros((1, 63, 63, 3), np.float32))
-  record = checkpoints.RunRecord(
-    step=4,
-    categories=CATEGORIES,
-    model=MODEL,
-    test=dataclasses.asdict(Settings(canvas_multiple=32, max_detections=5, embedding_threshold=9.0)),
-    metrics=dict(AP=0.5),
-  )
-  saved = checkpoints.Checkpoints(folder)
-  saved.save_best({name: variables[name] for name in ('params', 'batch_stats')}, record)
-  saved.close()
-  return folder
+  return write_run(tmp_path_factory.mktemp('run'))
 
 
 @pytest.fixture(scope='module')
@@ -74,8 +57,9 @@ def test_list_in_list_out_same_order(loaded, images, photos):
     np.testing.assert_allclose(detections.scores, alone.scores, atol=1e-6)
     assert (np.diff(detections.scores) <= 0).all()
     assert (detections.boxes[:, 2:] <= [image.shape[1], image.shape[0]]).all()
-  # Files give what arrays give; PNG loses nothing.
-  from_files = loaded([photos / 'a.png', str(photos / 'b.png'), images[2]])
+    assert detections.to_coco(1)[0]['category_id'] == CATEGORIES.ids[detections.classes[0]]
+  # Files and PIL images give what arrays give; PNG loses nothing.
+  from_files = loaded([photos / 'a.png', str(photos / 'b.png'), Image.fromarray(images[2])])
   for a, b in zip(found, from_files):
     np.testing.assert_array_equal(a.boxes, b.boxes)
 
@@ -83,6 +67,13 @@ def test_list_in_list_out_same_order(loaded, images, photos):
 def test_other_settings_can_be_given(run_folder, images):
   settings = Settings(canvas_multiple=32, max_detections=2, embedding_threshold=9.0)
   assert len(triplet_det.load(run_folder, settings=settings)(images[:1])[0].scores) == 2
+  changed = triplet_det.load(run_folder, mirror=False, scales=(0.5, 1.25)).tester.settings
+  assert (changed.mirror, changed.scales, changed.center_scale) == (False, (0.5, 1.25), 1.25)
+  assert changed.embedding_threshold == 9.0
+  with pytest.raises(ValueError, match=r"unknown setting 'miror'; did you mean 'mirror'\?"):
+    triplet_det.load(run_folder, miror=False)
+  with pytest.raises(ValueError, match='scales must be one or more positive'):
+    triplet_det.load(run_folder, scales=(0.0,))
 
 
 def test_predict_writes_json_and_drawings(loaded, photos, tmp_path, images):
@@ -91,11 +82,11 @@ def test_predict_writes_json_and_drawings(loaded, photos, tmp_path, images):
   (photos / 'broken.jpg').write_bytes(b'\xff\xd8 this is no image')
   paths.insert(1, photos / 'broken.jpg')
   out = tmp_path / 'out'
-  count, unreadable = predict.predict(loaded, paths, out, threshold=0.0)
+  summary = predict.predict(loaded, paths, out, threshold=0.0).summary
   table = json.loads((out / 'detections.json').read_text())
   assert [row['image'] for row in table] == [str(p) for p in paths if p.name != 'broken.jpg']
-  assert list(unreadable) == [str(photos / 'broken.jpg')]
-  assert count == 15
+  assert list(summary.left_out) == [str(photos / 'broken.jpg')]
+  assert (summary.images, summary.boxes) == (3, 15)
   for row, expected in zip(table, loaded(images)):
     assert [d['name'] for d in row['detections']] == [CATEGORIES.names[c] for c in expected.classes]
     np.testing.assert_allclose([d['box'] for d in row['detections']], expected.boxes, atol=0.006)
@@ -106,8 +97,8 @@ def test_figures_of_every_readable_image(loaded, photos, tmp_path, images):
   (photos / 'broken.jpg').write_bytes(b'no image')
   paths = [photos / 'a.png', photos / 'broken.jpg', photos / 'more' / 'a.png']
   out = tmp_path / 'out'
-  _, unreadable = predict.predict(loaded, paths, out, threshold=0.0)
-  predict.draw_figures(loaded, paths, out, threshold=0.0, left_out=unreadable)
+  left_out = predict.predict(loaded, paths, out, threshold=0.0).summary.left_out
+  predict.draw_figures(loaded, paths, out, threshold=0.0, left_out=left_out)
   expected = {f'{stem}_{kind}.png' for stem in ('a', 'a_2') for kind in ('heatmaps', 'pairs')}
   assert {p.name for p in (out / 'figures').iterdir()} == {*expected, 'sheet.png'}
   size = {p.name: cv2.imread(str(p)).shape for p in (out / 'figures').iterdir()}
@@ -123,8 +114,8 @@ def test_figures_of_every_readable_image(loaded, photos, tmp_path, images):
 def test_threshold_leaves_out_weaker_boxes(loaded, photos, tmp_path, images):
   scores = loaded([images[0]])[0].scores
   threshold = float(scores[2] + scores[3]) / 2
-  count, _ = predict.predict(loaded, [photos / 'a.png'], tmp_path / 'out', threshold=threshold, draw=False)
-  assert count == (scores > threshold).sum() == 3
+  outcome = predict.predict(loaded, [photos / 'a.png'], tmp_path / 'out', threshold=threshold, draw=False)
+  assert outcome.summary.boxes == (scores > threshold).sum() == 3
   assert not list((tmp_path / 'out').glob('*.png'))
 
 
@@ -142,21 +133,63 @@ def test_mistakes_are_named(loaded, tmp_path):
     loaded(['missing.jpg'])
   with pytest.raises(ValueError, match=r'pass \[path\]'):
     loaded('one.jpg')
+  for one in (np.zeros((9, 9, 3), np.uint8), Image.new('RGB', (9, 9))):
+    with pytest.raises(ValueError, match=r'pass \[image\]'):
+      loaded(one)
+  with pytest.raises(ValueError, match=r'import_torch_checkpoint\.py net\.pkl RUN_FOLDER'):
+    triplet_det.load('net.pkl')
   with pytest.raises(FileNotFoundError, match='no checkpoint'):
     triplet_det.load(tmp_path)
 
 
 def test_the_command(run_folder, photos, tmp_path):
   command = [sys.executable, '-m', 'triplet_det.predict', '--checkpoint', run_folder, '--out', tmp_path / 'out']
-  done = subprocess.run(
-    [*command, '--threshold', '0', '--no_mirror', photos / 'a.png'], cwd=ROOT, capture_output=True, text=True
-  )
+  command += ['--compilation_cache', str(jax.config.jax_compilation_cache_dir)]
+  changed = ['--threshold', '0', '--no_mirror', '--scales', '1,0.5', '--canvas_multiple', '64', '--coco']
+  done = subprocess.run([*command, *changed, photos / 'a.png'], cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert '5 boxes in 1 images' in done.stdout
+  assert re.search(r'1 images in [\d.]+ s, [\d.]+ images/s; programs compiled: 1\n', done.stdout)  # 50 and 25 pixels
   assert 'predict  image 1/1' in done.stderr
   assert not (tmp_path / 'out' / 'figures').exists()
-  failed = subprocess.run([*command, '--figures', '--no_drawings', 'a.png'], cwd=ROOT, capture_output=True, text=True)
-  assert failed.returncode == 2 and '--no_drawings forbids it' in failed.stderr
+  assert len(json.loads((tmp_path / 'out' / 'coco_results.json').read_text())) == 5
   failed = subprocess.run([*command, 'nothing.jpg'], cwd=ROOT, capture_output=True, text=True)
   assert failed.returncode == 2
   assert failed.stderr.strip().startswith('error: nothing.jpg')
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--checkpoint', 'r', '--figures', '--no_drawings', 'a.png'], '--no_drawings forbids it'),
+    (['--checkpoint', 'r.zip', '--figures', 'a.png'], '--figures needs a checkpoint'),
+    (['--checkpoint', 'r', '--figures', '--shard', '1/2', 'a.png'], 'all images in one process'),
+    (['--merge', 'a.png'], 'give neither paths nor --checkpoint'),
+    (['--checkpoint', 'r'], 'at least one image'),
+    (['--checkpoint', 'r', '--scales', '1;2', 'a.png'], "'1;2'"),
+  ],
+)
+def test_flags_that_do_not_go_together(monkeypatch, capsys, arguments, message):
+  monkeypatch.setattr(sys, 'argv', ['predict', '--out', 'nowhere', *arguments])
+  with pytest.raises(SystemExit) as stopped:
+    predict.main()
+  assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_batches_equal_one_by_one_in_the_order_of_the_input(loaded, images, tmp_path):
+  """Sizes alternate between canvases, so batches are not runs of neighbours."""
+  many = [images[i % 3] if i < 6 else np.ascontiguousarray(images[i % 3][::-1, : 50 - i]) for i in range(12)]
+  paths = [tmp_path / f'{name}.png' for name in 'lkjihgfedcba']
+  for path, image in zip(paths, many):
+    cv2.imwrite(str(path), image[..., ::-1])
+  outcome = predict.predict(loaded, paths, tmp_path / 'out', threshold=0.0, draw=False, coco=True)
+  rows = json.loads((tmp_path / 'out' / 'coco_results.json').read_text())
+  alone = [row for i, image in enumerate(many) for row in loaded([image])[0].to_coco(i)]
+  assert [(row['image_id'], row['category_id']) for row in rows] == [(r['image_id'], r['category_id']) for r in alone]
+  np.testing.assert_allclose([row['bbox'] for row in rows], [row['bbox'] for row in alone], atol=1e-3)
+  np.testing.assert_allclose([row['score'] for row in rows], [row['score'] for row in alone], atol=1e-6)
+  assert outcome.images == 12 and outcome.programs <= 3 and outcome.seconds > 0
+
+
+def test_demo_is_a_name_and_not_a_folder():
+  assert not loading.is_exported('demo') and loading.is_exported(Path('a/b.zip'))

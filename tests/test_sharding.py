@@ -1,5 +1,9 @@
 """Splitting the batch over devices; what needs several devices is in test_train_step.py."""
 
+import http.server
+import os
+import threading
+
 import jax
 import numpy as np
 import pytest
@@ -47,6 +51,35 @@ def test_batches_that_cannot_go_in_parts(batch_size, group_size, accumulate, mes
 )
 def test_who_started_several_processes(environment, variable):
   assert sharding.started_by(environment) == variable
+
+
+@pytest.mark.parametrize(
+  'endpoints, hosts', [('10.0.0.2', 1), ('a:b:10.0.0.2,a:b:10.0.0.3', 2), ('w0,w1,w2,w3', 4), (None, 1)]
+)
+def test_the_hosts_of_a_tpu_slice(endpoints, hosts):
+  """As Google's metadata server tells them; the last case is a machine of theirs that is not in a slice."""
+  asked = []
+
+  class Metadata(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+      asked.append((self.path, self.headers['Metadata-Flavor']))
+      self.send_response(404 if endpoints is None else 200)
+      self.end_headers()
+      self.wfile.write((endpoints or '').encode())
+
+    def log_message(self, *_):
+      pass
+
+  with http.server.HTTPServer(('localhost', 0), Metadata) as server:
+    threading.Thread(target=server.handle_request, daemon=True).start()
+    assert sharding.slice_hosts({'GCE_METADATA_IP': f'localhost:{server.server_port}'}) == hosts
+  assert asked == [('/computeMetadata/v1/instance/attributes/worker-network-endpoints', 'Google')]
+
+
+def test_without_a_tpu_nobody_is_asked(monkeypatch):
+  monkeypatch.setattr(sharding.urllib.request, 'build_opener', None)
+  assert sharding.slice_hosts({'TPU_SKIP_MDS_QUERY': '1'}) == 1
+  assert 'TPU_SKIP_MDS_QUERY' in os.environ  # set by JAX, here
 
 
 def test_hosts_are_named_completely_or_not_at_all():

@@ -259,7 +259,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, losses, tmp_path, log_e
 
 def test_exit_code_of_a_loss_that_is_not_finite(config, losses, tmp_path, monkeypatch, capsys):
   losses[2] = float('inf')
-  for name, value in (('_CONFIG', config), ('_WORKDIR', str(tmp_path)), ('_CACHE', '')):
+  alone = dict.fromkeys(('_COORDINATOR', '_NUM_HOSTS', '_HOST_INDEX'))
+  for name, value in dict(alone, _CONFIG=config, _WORKDIR=str(tmp_path), _CACHE='').items():
     monkeypatch.setattr(main, name, SimpleNamespace(value=value))
   with pytest.raises(SystemExit) as stopped:
     main.main(['main'])

@@ -7,7 +7,7 @@ __all__ = ['__version__', 'load']
 def __getattr__(name: str):
   # `load` brings JAX; the input workers import this package without it.
   if name == 'load':
-    from triplet_det.predict import load
+    from triplet_det.loading import load
 
     return load
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -6,7 +6,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -136,16 +136,22 @@ class _Misfit(ValueError):
 
 def check_same_model(directory: epath.PathLike, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
   """Raises ValueError naming every differing key of two model configs."""
-  saved, wanted = (json.loads(json.dumps(dict(m))) for m in (saved, wanted))
-  differing = [
-    f'{key}: {saved.get(key, "default")} there, {wanted.get(key, "default")} here'
-    for key in sorted(set(saved) | set(wanted))
-    if saved.get(key) != wanted.get(key) and key not in ('dtype', 'remat', 'norm_group', 'norm_running')
-  ]
-  if differing:
+  if differing := model_differences(saved, wanted):
     raise _Misfit(
       f'{directory} is of another network; {"; ".join(differing)}. Give another --workdir, or the config of that run'
     )
+
+
+def model_differences(
+  saved: Mapping[str, Any], wanted: Mapping[str, Any], *, apart_from: Sequence[str] = ()
+) -> list[str]:
+  """Both values of every key in which two model configs differ, if it changes the parameters."""
+  saved, wanted = (json.loads(json.dumps(dict(m))) for m in (saved, wanted))
+  return [
+    f'{key}: {saved.get(key, "default")} there, {wanted.get(key, "default")} here'
+    for key in sorted(set(saved) | set(wanted))
+    if saved.get(key) != wanted.get(key) and key not in ('dtype', 'remat', 'norm_group', 'norm_running', *apart_from)
+  ]
 
 
 def _check_averages(directory: epath.Path, like: Any) -> None:

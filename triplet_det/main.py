@@ -6,6 +6,10 @@ The same command continues a run that was stopped. `--config.mode` is one of
   eval            metrics, curves and pictures of the checkpoint in the workdir on config.data.eval
   error_analysis  its metrics with each of its outputs replaced by ground truth (Table 5)
   report          the page of the run, report.html, which all modes write, once more
+  check_data      what both splits hold, what was repaired and what is wrong, after reading every image
+  show_data       what the network sees in training: images, boxes and target heatmaps, in <workdir>/data.png
+
+`--config.dry_run=true` compiles the programs and says what they take of the devices at hand, and does nothing else.
 
 On a TPU pod, under SLURM or MPI the same command is started on every host and they find each other; anywhere else
 --coordinator, --num_hosts and --host_index tell them.
@@ -19,6 +23,8 @@ import difflib
 import os
 import re
 import sys
+import time
+import traceback
 from collections.abc import Mapping
 
 import jax
@@ -26,14 +32,15 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from triplet_det import checkpoints, evaluate, inference, report, sharding, train
-from triplet_det.data import pipeline
+from triplet_det import checkpoints, evaluate, inference, plan, report, sharding, show_data, train
+from triplet_det.data import doctor, doctor_report, pipeline
 from triplet_det.evaluators import error_analysis
 from triplet_det.models import detector
-from triplet_det.progress import show_messages
+from triplet_det.progress import ProgressLine, show_messages
 
-MODES = ('train_and_eval', 'train', 'eval', 'error_analysis', 'report')
+MODES = ('train_and_eval', 'train', 'eval', 'error_analysis', 'report', 'check_data', 'show_data')
 EXIT_MISFIT, EXIT_NON_FINITE, EXIT_STOPPED, EXIT_ALONE = 2, 3, 75, 76
+_PATIENCE = 5.0  # seconds for the other hosts to say what is wrong with them too, which they cannot without the first
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config', help_string='config file, with its variant: configs/triplet.py:hg=104'
@@ -103,11 +110,61 @@ def analyse_errors(config: ConfigDict, workdir: epath.Path) -> list[dict]:
   return rows
 
 
+def check_data(config: ConfigDict) -> None:
+  """Mode check_data: prints what the data doctor finds after reading every image of both splits.
+
+  Raises:
+    ValueError: something makes training impossible.
+  """
+  sources = {'train': pipeline.open_source(**config.data.train), 'evaluation': pipeline.open_source(**config.data.eval)}
+  files = []
+  for name, source in sources.items():
+    progress = ProgressLine(len(source), prefix=f'reading {name}', unit='image')
+    files.append(doctor.read_every_image(source, progress.update))
+    progress.close()
+  diagnosis = train.diagnose_data(config, *sources.values(), files=files)
+  print(doctor_report.full(diagnosis))
+  if diagnosis.fatal:
+    count = '1 thing makes' if len(diagnosis.fatal) == 1 else f'{len(diagnosis.fatal)} things make'
+    raise ValueError(f'{count} training impossible, see above; the first: {diagnosis.fatal[0]}')
+
+
+def show_training_data(config: ConfigDict, workdir: epath.Path) -> epath.Path:
+  """Mode show_data: the pictures of `show_data.write`, and the path of their sheet."""
+  source = pipeline.open_source(**config.data.train)
+  batches = train.training_batches(config, source)
+  try:
+    return show_data.write(
+      source,
+      batches,
+      workdir,
+      seed=config.seed,
+      colour_jitter=config.colour_jitter,
+      lighting=config.lighting,
+      centers=config.model.center_branch,
+      min_overlap=config.min_overlap,
+      published_radius=config.published_radius,
+    )
+  finally:
+    batches.close()
+
+
 def run(config: ConfigDict, workdir: str) -> None:
   """Does what `config.mode` says, prints the metrics and writes the report."""
   if config.mode not in MODES:
     raise ValueError(f'config.mode is {config.mode!r}; possible: {", ".join(MODES)}')
+  if config.dry_run:
+    found = plan.plan_here(config)
+    if jax.process_index() == 0:
+      print(plan.as_text(found))
+    return
   folder = epath.Path(workdir).expanduser()
+  if config.mode == 'check_data':
+    check_data(config)
+    return
+  if config.mode == 'show_data':
+    print(f'to look at: {show_training_data(config, folder)}')
+    return
   if config.mode == 'error_analysis':
     rows = analyse_errors(config, folder)
     print(f'outputs replaced by ground truth, {config.data.eval.split}:\n{evaluate.format_error_analysis(rows)}')
@@ -138,21 +195,39 @@ def main(argv: list[str]) -> None:
   except (ValueError, FileNotFoundError, KeyError, checkpoints.Unreadable, sharding.HostsMissing) as error:
     _fail(error, EXIT_MISFIT)
   except jax.errors.JaxRuntimeError as error:
-    if jax.process_count() == 1:
+    if not _is_one_of_several():
       raise
     reason = str(error).strip().splitlines()[0]
     print(f'\nerror: another host is gone or failed ({reason}): start all of them again', file=sys.stderr, flush=True)
     os._exit(EXIT_ALONE)  # a proper end would wait for the other host
+  except Exception:
+    if not _is_one_of_several():
+      raise
+    traceback.print_exc()
+    _leave(1)
 
 
 def _fail(error: Exception, code: int) -> None:
   """One clear message; the stack only for those who ask for it."""
   logging.debug('where it happened:', exc_info=error)
   print(f'\nerror: {error.args[0] if isinstance(error, KeyError) else error}\n(--v=1 shows where)', file=sys.stderr)
+  if _is_one_of_several() and not isinstance(error, sharding.HostsMissing):
+    _leave(code)
   sys.exit(code)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _is_one_of_several() -> bool:
+  return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def _leave(code: int) -> None:
+  """Ends the process without the farewell for which it would wait for the other hosts, which wait for this one."""
+  sys.stderr.flush()
+  time.sleep(_PATIENCE)
+  os._exit(code)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
   """Flags as absl parses them; a misspelled config key is answered with the nearest known one."""
   try:
     rest = flags.FLAGS(argv)
@@ -208,4 +283,4 @@ def _unknown_key(config_path: str, argv: list[str]) -> str:
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['config', 'workdir'])
-  app.run(main, flags_parser=_parse)
+  app.run(main, flags_parser=parse_flags)

@@ -1,7 +1,12 @@
 """Adam with the two-step schedule of Sec. 3.4, and the shapes that small runs need."""
 
 import math
+import re
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 SCHEDULES = ('step', 'cosine')
@@ -44,7 +49,59 @@ def scaled_rate(base: float, batch_size: int, reference_batch: int) -> float:
   return base * math.sqrt(batch_size / reference_batch) if reference_batch else base
 
 
-def adam(rate: optax.Schedule, *, clip_norm: float = 0.0) -> optax.GradientTransformation:
-  """Adam (0.9, 0.999, 1e-8) as published: no weight decay; gradients clipped to `clip_norm` if it is above 0."""
+def adam(rate: optax.Schedule, *, clip_norm: float = 0.0, freeze: str = '') -> optax.GradientTransformation:
+  """Adam (0.9, 0.999, 1e-8) as published: no weight decay; gradients clipped to `clip_norm` if it is above 0.
+
+  `freeze`: parameters that are not updated, see `frozen_share`. Neither is their gradient in the norm that is clipped.
+  The running statistics of frozen norms still follow the data: a training step normalises with those of its batch,
+  frozen or not, and testing has to use statistics of the same data.
+  """
   clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()  # neither has a state
-  return optax.chain(clip, optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8), optax.scale_by_learning_rate(rate))
+  inner = optax.chain(clip, optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8), optax.scale_by_learning_rate(rate))
+  return _freezing(inner, freeze) if freeze else inner
+
+
+def frozen_share(params: Any, freeze: str) -> float:
+  """The share of the numbers in `params` that are frozen.
+
+  Args:
+    params: a tree of dictionaries; or their shapes.
+    freeze: a regular expression, matched from the start of a parameter's path, such as 'stem/block/conv/kernel':
+      'stem|hourglass_0' are two modules with all below them, '.*/norm/' all norms, '' nothing.
+
+  Raises:
+    ValueError: not a regular expression, or one that freezes nothing or everything; names the modules.
+  """
+  if not freeze:
+    return 0.0
+  sizes = {_path(at): int(np.prod(x.shape)) for at, x in jax.tree_util.tree_leaves_with_path(params)}
+  try:
+    frozen = [path for path in sizes if re.match(freeze, path)]
+  except re.error as error:
+    raise ValueError(f'freeze={freeze!r} is not a regular expression: {error}') from None
+  if len(frozen) in (0, len(sizes)):
+    what = 'no parameter' if not frozen else 'all parameters, so that nothing would be trained'
+    modules = ', '.join(dict.fromkeys(path.partition('/')[0] for path in sizes))
+    raise ValueError(
+      f'freeze={freeze!r} matches {what}; it is compared with the start of paths such as {next(iter(sizes))}; '
+      f'modules: {modules}'
+    )
+  return sum(sizes[path] for path in frozen) / sum(sizes.values())
+
+
+def _freezing(inner: optax.GradientTransformation, freeze: str) -> optax.GradientTransformation:
+  """`inner` without gradients and updates of frozen parameters. Its state stays that of `inner`, unlike that of
+  optax.masked, so that a run may be continued with more or with fewer frozen parameters."""
+
+  def zeroed(tree):
+    return jax.tree_util.tree_map_with_path(lambda at, x: jnp.zeros_like(x) if re.match(freeze, _path(at)) else x, tree)
+
+  def update(gradients, state, params=None):
+    updates, state = inner.update(zeroed(gradients), state, params)
+    return zeroed(updates), state
+
+  return optax.GradientTransformation(inner.init, update)
+
+
+def _path(at: tuple) -> str:
+  return '/'.join(str(key.key) for key in at)

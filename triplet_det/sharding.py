@@ -1,6 +1,7 @@
 """One mesh over all devices of all hosts: the batch is split over it, the state replicated or sharded over one axis."""
 
 import os
+import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ _STARTERS = {
   'TPU_WORKER_HOSTNAMES': lambda hosts: len(hosts.split(',')),
   'MEGASCALE_NUM_SLICES': int,
 }
+# The hosts of a TPU slice made by gcloud stand in no variable, but in the metadata of Google's machines.
+_METADATA = 'computeMetadata/v1/instance/attributes/worker-network-endpoints'
 
 
 class HostsMissing(RuntimeError):
@@ -33,6 +36,20 @@ def started_by(environment: Mapping[str, str]) -> str | None:
     if value and processes(value) > 1:
       return variable
   return None
+
+
+def slice_hosts(environment: Mapping[str, str]) -> int:
+  """How many hosts the TPU slice of this machine has by its metadata; 1 without TPU, or outside of Google's cloud."""
+  if 'TPU_SKIP_MDS_QUERY' in environment:  # JAX sets it on machines without a TPU
+    return 1
+  server = environment.get('GCE_METADATA_IP', 'metadata.google.internal')
+  request = urllib.request.Request(f'http://{server}/{_METADATA}', headers={'Metadata-Flavor': 'Google'})
+  direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+  try:
+    with direct.open(request, timeout=5) as answer:
+      return len(answer.read().decode().split(','))
+  except OSError:
+    return 1
 
 
 def join_hosts(
@@ -59,6 +76,8 @@ def join_hosts(
       f'coordinator {coordinator}, num_hosts {num_hosts}, host_index {host_index}: give all three or none of them'
     )
   variable = None if by_hand else started_by(os.environ)
+  if not by_hand and variable is None and slice_hosts(os.environ) > 1:
+    variable = 'metadata of the TPU slice'
   if not by_hand and variable is None:
     return
   logging.info('waiting for the other hosts (%s) ...', coordinator or variable)
@@ -106,6 +125,17 @@ def over_data(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
   """The same values on every device."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str]:
+  """What the compiler is told about a training step, by the kind of device.
+
+  With few images per device XLA cuts them into strips for a TPU, to fill its rows. For a residual block of 6 images the
+  strips' halos and copies move 3.6 times the bytes and, by the compiler's own model, cost 3.1 times the cycles.
+  """
+  if mesh.devices.flat[0].platform != 'tpu':
+    return {}
+  return {'xla_tpu_run_space_to_batch': 'false', 'xla_tpu_run_space_to_batch_on_new_platforms': 'false'}
 
 
 def of_state(mesh: Mesh, shapes: Any, *, smallest: int = 2**14) -> Any:

@@ -4,25 +4,26 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import jax
 import numpy as np
+import optax
 from absl import logging
 from clu import parameter_overview
 from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from triplet_det import curves, drawing, evaluate, optimizer, report, sharding
+from triplet_det import curves, drawing, evaluate, finetune, optimizer, report, sharding
 from triplet_det.checkpoints import Checkpoints, RunRecord
-from triplet_det.data import augment, pipeline
+from triplet_det.data import augment, doctor, doctor_report, pipeline
 from triplet_det.metric_writers import METRICS_FILE, MetricWriter, read_metrics
 from triplet_det.models import detector
 from triplet_det.progress import ProgressLine, duration
 from triplet_det.structs import Batch
-from triplet_det.train_step import init_state, make_train_step
+from triplet_det.train_step import TrainState, init_state, make_train_step
 
 
 class Preempted(Exception):
@@ -48,7 +49,6 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
 
   # Mesh and data.
   mesh = sharding.make_mesh(state_shards=config.state_shards)
-  sharding.check_batch(config.batch_size, mesh, config.group_size, config.accumulate)
   source = pipeline.open_source(**config.data.train)
   categories = source.categories
   evaluates = config.mode == 'train_and_eval'
@@ -57,62 +57,29 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     raise ValueError('data.eval does not fit data.train: ' + evaluate.differences(categories, eval_source.categories))
 
   # Network, optimizer, step.
-  model = dict(config.model, num_classes=len(categories), norm_group=config.group_size or None)
-  module = detector.build(model)
-  if (config.input_size + 1) % module.config.size_multiple:
-    possible = max(round(config.input_size / module.config.size_multiple), 1) * module.config.size_multiple - 1
-    raise ValueError(
-      f'input_size {config.input_size} does not fit the network: it must be a multiple of '
-      f'{module.config.size_multiple} minus 1, for example {possible}'
-    )
+  built = build_step(config, mesh, len(categories))
   settings = evaluate.settings_for(config.test.to_dict(), config.image_scale)
-  schedule = config.optimizer.to_dict()
-  clip_norm, base, reference = (schedule.pop(key) for key in ('clip_norm', 'base', 'reference_batch'))
-  scaled = optimizer.scaled_rate(base, config.batch_size, reference)
-  if scaled != base:
-    logging.info(
-      'learning rate %.3g = %.3g x sqrt(%d / %d): it was found for batch %d, and the noise of Adam falls with the root '
-      'of the batch (optimizer.reference_batch=0 keeps %.3g)',
-      *(scaled, base, config.batch_size, reference, reference, base),
-    )
-  rate = optimizer.learning_rate(base=scaled, total_steps=config.total_steps, **schedule)
-  adam = optimizer.adam(rate, clip_norm=clip_norm)
-  step_fn = make_train_step(
-    module,
-    adam,
-    seed=config.seed,
-    colour_jitter=config.colour_jitter,
-    lighting=config.lighting,
-    min_overlap=config.min_overlap,
-    published_radius=config.published_radius,
-    accumulate=config.accumulate,
-    average_decay=config.average_decay,
-  )
-
-  def fresh_state():
-    return init_state(module, adam, config.seed, averages=config.average_decay > 0)
-
-  shapes = jax.eval_shape(fresh_state)
-  placed = sharding.of_state(mesh, shapes)
-  train_step = jax.jit(
-    step_fn,
-    in_shardings=(placed, sharding.over_data(mesh)),
-    out_shardings=(placed, sharding.replicated(mesh)),
-    donate_argnums=0,
-  )
 
   # State: the newest checkpoint, or fresh parameters.
   checkpoints = Checkpoints(workdir)
-  like = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, placed)
-  restored = checkpoints.restore_newest(like, model=model)
-  state, record = restored if restored else (jax.jit(fresh_state, out_shardings=placed)(), None)
+  restored = checkpoints.restore_newest(built.state, model=built.model)
+  if not restored:
+    report_data(config, source, eval_source)
+  state, record = restored if restored else (built.fresh_state(), None)
   if record and record.categories != categories:
     raise ValueError(f'the training data do not fit {workdir}: ' + evaluate.differences(record.categories, categories))
   first_step = record.step if record else 0
   if first_step > config.total_steps:
     raise ValueError(f'{workdir} is already at step {first_step}, total_steps is {config.total_steps}')
+  if config.init_from and restored:
+    logging.info('init_from is ignored: the run continues from its own step %d', first_step)
+  elif config.init_from:
+    state = finetune.initialise(state, config.init_from, categories=categories, model=built.model)
+  if config.freeze:
+    share = optimizer.frozen_share(state.params, config.freeze)
+    logging.info('%.1f %% of the parameters are frozen: %s', 100 * share, config.freeze)
   unlogged = list(record.unlogged) if record else []
-  record = RunRecord(step=first_step, categories=categories, model=model, test=dataclasses.asdict(settings))
+  record = RunRecord(step=first_step, categories=categories, model=built.model, test=dataclasses.asdict(settings))
 
   # Log: what runs where, and the network.
   is_first_host = jax.process_index() == 0
@@ -129,7 +96,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
 
   # Evaluation: the detector's programs are compiled once for the run.
   tester = evaluate.make_detector(
-    module,
+    built.module,
     sharding.on_this_host(state.variables),
     settings,
     batch_size=config.eval_batch_size,
@@ -171,22 +138,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     return evaluates and step > 0 and (step % config.eval_every == 0 or step == config.total_steps)
 
   # Steps. Batch k is a function of (seed, k), so the input continues where the state does.
-  batches = pipeline.train_batches(
-    source,
-    batch_size=config.batch_size,
-    input_size=config.input_size,
-    seed=config.seed,
-    start_step=first_step,
-    num_workers=config.data.num_workers,
-    num_threads=config.data.num_threads,
-    host_index=jax.process_index(),
-    host_count=jax.process_count(),
-    scales=[scale / config.image_scale for scale in config.augment.scales],
-    border=round(config.augment.border / config.image_scale),
-    flip=config.augment.flip,
-    max_objects=config.augment.max_objects,
-    train_on_crowd=config.augment.train_on_crowd,
-  )
+  batches = training_batches(config, source, start_step=first_step)
   progress = ProgressLine(config.total_steps, first_step, prefix='train', interval=None if is_first_host else math.inf)
   metrics, pending, step = {}, [], first_step
 
@@ -214,14 +166,14 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
         asked = time.monotonic()
         batch = sharding.to_global(Batch(**next(batches)), mesh)
         waited = time.monotonic() - asked
-        state, step_metrics = train_step(state, batch)
+        state, step_metrics = built.train_step(state, batch)
         pending.append((step, step_metrics))
         progress.update(step, loss=step_metrics['loss'], images=config.batch_size, wait_seconds=waited)
 
         if step % config.log_every == 0 or step == config.total_steps:
           settle()
           means = {f'train/{name}': np.mean([v[name] for _, v in unlogged]) for name in unlogged[0][1]}
-          writer.write_scalars(step, means | {'train/learning_rate': rate(step - 1)})
+          writer.write_scalars(step, means | {'train/learning_rate': built.rate(step - 1)})
           unlogged.clear()
         if stopped(step):
           save()
@@ -240,6 +192,147 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   if is_first_host:
     draw_curves(workdir)
   return metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class BuiltStep:
+  """What a config trains on a mesh: the network, and the step and the state before anything is computed."""
+
+  model: dict  # settings of the network, as checkpoints keep them
+  module: detector.Detector
+  rate: optax.Schedule
+  state: TrainState  # of jax.ShapeDtypeStruct, with shardings
+  batch: Batch  # the same
+  fresh_state: Callable[[], TrainState]  # jitted
+  train_step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); the state is donated
+
+
+def build_step(config: ConfigDict, mesh: jax.sharding.Mesh, num_classes: int) -> BuiltStep:
+  """The training step of `config` on `mesh`, for the loop and for ahead-of-time compilation: its devices may be those
+  of another machine.
+
+  Raises:
+    ValueError: batch, devices, image size, network or schedule do not fit together.
+  """
+  sharding.check_batch(config.batch_size, mesh, config.group_size, config.accumulate)
+  model = dict(config.model, num_classes=num_classes, norm_group=config.group_size or None)
+  module = detector.build(model)
+  if (config.input_size + 1) % module.config.size_multiple:
+    possible = max(round(config.input_size / module.config.size_multiple), 1) * module.config.size_multiple - 1
+    raise ValueError(
+      f'input_size {config.input_size} does not fit the network: it must be a multiple of '
+      f'{module.config.size_multiple} minus 1, for example {possible}'
+    )
+
+  schedule = config.optimizer.to_dict()
+  clip_norm, base, reference = (schedule.pop(key) for key in ('clip_norm', 'base', 'reference_batch'))
+  scaled = optimizer.scaled_rate(base, config.batch_size, reference)
+  if scaled != base:
+    logging.info(
+      'learning rate %.3g = %.3g x sqrt(%d / %d): it was found for batch %d, and the noise of Adam falls with the root '
+      'of the batch (optimizer.reference_batch=0 keeps %.3g)',
+      *(scaled, base, config.batch_size, reference, reference, base),
+    )
+  rate = optimizer.learning_rate(base=scaled, total_steps=config.total_steps, **schedule)
+  adam = optimizer.adam(rate, clip_norm=clip_norm, freeze=config.freeze)
+
+  def fresh_state():
+    return init_state(module, adam, config.seed, averages=config.average_decay > 0)
+
+  shapes = jax.eval_shape(fresh_state)
+  placed = sharding.of_state(mesh, shapes)
+  step_fn = make_train_step(
+    module,
+    adam,
+    seed=config.seed,
+    colour_jitter=config.colour_jitter,
+    lighting=config.lighting,
+    min_overlap=config.min_overlap,
+    published_radius=config.published_radius,
+    accumulate=config.accumulate,
+    average_decay=config.average_decay,
+  )
+
+  def rows(dtype, *shape):
+    return jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=sharding.over_data(mesh))
+
+  side, objects = config.input_size, config.augment.max_objects
+  return BuiltStep(
+    model=model,
+    module=module,
+    rate=rate,
+    state=jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, placed),
+    batch=Batch(
+      images=rows(np.uint8, side, side, 3),
+      boxes=rows(np.float32, objects, 4),
+      classes=rows(np.int32, objects),
+      valid=rows(np.bool_, objects),
+    ),
+    fresh_state=jax.jit(fresh_state, out_shardings=placed),
+    train_step=jax.jit(
+      step_fn,
+      in_shardings=(placed, sharding.over_data(mesh)),
+      out_shardings=(placed, sharding.replicated(mesh)),
+      donate_argnums=0,
+      compiler_options=sharding.compiler_options(mesh),
+    ),
+  )
+
+
+def training_batches(
+  config: ConfigDict, source: pipeline.Source, *, start_step: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+  """This host's rows of the batches that are trained on; `pipeline.train_batches` says what they hold."""
+  return pipeline.train_batches(
+    source,
+    batch_size=config.batch_size,
+    input_size=config.input_size,
+    seed=config.seed,
+    start_step=start_step,
+    num_workers=config.data.num_workers,
+    num_threads=config.data.num_threads,
+    host_index=jax.process_index(),
+    host_count=jax.process_count(),
+    scales=[scale / config.image_scale for scale in config.augment.scales],
+    border=round(config.augment.border / config.image_scale),
+    flip=config.augment.flip,
+    max_objects=config.augment.max_objects,
+    train_on_crowd=config.augment.train_on_crowd,
+  )
+
+
+def diagnose_data(
+  config: ConfigDict,
+  source: pipeline.Source,
+  eval_source: pipeline.Source | None,
+  files: Sequence[doctor.Files] = (),
+) -> doctor.Diagnosis:
+  """What the data doctor says of the splits; `files` are those of both if they were read."""
+  return doctor.diagnose(
+    doctor.examine(source, scale=config.image_scale, crowds_are_objects=config.augment.train_on_crowd),
+    doctor.examine(eval_source, scale=config.image_scale) if eval_source else None,
+    input_size=config.input_size,
+    crop_scales=config.augment.scales,
+    max_objects=config.augment.max_objects,
+    files=files,
+  )
+
+
+def report_data(config: ConfigDict, source: pipeline.Source, eval_source: pipeline.Source | None) -> None:
+  """What the data hold and what is wrong with them, in a few lines of the log.
+
+  Raises:
+    ValueError: nothing can be learnt from them.
+  """
+  try:
+    diagnosis = diagnose_data(config, source, eval_source)
+  except FileNotFoundError as error:  # a TFDS data set may come without its JSON
+    logging.info('the data are not examined: %s', error)
+    return
+  for line in doctor_report.brief(diagnosis):
+    logging.info('%s', line)
+  if diagnosis.fatal:
+    raise ValueError('; '.join(diagnosis.fatal))
 
 
 @contextmanager

@@ -33,6 +33,7 @@ class Annotations:
     ids: [n] int64, annotation ids (after repair).
     areas: [n] float64, as annotated, pixels.
     report: counts of what was found and of what was repaired.
+    examples: key of `report` -> the first few of what was repaired or left out, for messages.
   """
 
   path: str
@@ -47,6 +48,7 @@ class Annotations:
   ids: np.ndarray
   areas: np.ndarray
   report: dict[str, int]
+  examples: dict[str, tuple[str, ...]]
 
   def __len__(self) -> int:
     return len(self.file_names)
@@ -89,7 +91,7 @@ def read_annotations(path: epath.PathLike, *, require_boxes: bool = True) -> Ann
     FileNotFoundError: there is no such file.
     ValueError: not a COCO JSON, or one that contradicts itself; the message names the file and the numbers.
   """
-  data, repairs = _read_checked(path, require_boxes)
+  data, repairs, examples = _read_checked(path, require_boxes)
   categories = CategoryTable.from_coco(data['categories'])
   class_of = {category_id: index for index, category_id in enumerate(categories.ids)}
   of_image = {image['id']: [] for image in data['images']}
@@ -102,9 +104,12 @@ def read_annotations(path: epath.PathLike, *, require_boxes: bool = True) -> Ann
     for annotation in of_image[image['id']]:
       box = _fractions(annotation['bbox'], image['height'], image['width'])
       inside = [min(max(v, 0.0), 1.0) for v in box]
-      clipped += inside != box
       x1, y1, x2, y2 = np.float32(inside)
-      if x2 > x1 and y2 > y1:
+      empty = not (x2 > x1 and y2 > y1)
+      if inside != box or empty:
+        clipped += inside != box
+        _note(examples, 'degenerate' if empty else 'clipped', f'{image["file_name"]} {annotation["bbox"]}')
+      if not empty:
         boxes.append((x1, y1, x2, y2))
         kept.append(annotation)
     starts.append(len(boxes))
@@ -135,6 +140,7 @@ def read_annotations(path: epath.PathLike, *, require_boxes: bool = True) -> Ann
     ids=np.array([annotation['id'] for annotation in kept], np.int64),
     areas=np.array([annotation['area'] for annotation in kept], np.float64),
     report=report,
+    examples={key: tuple(first) for key, first in examples.items()},
   )
 
 
@@ -152,7 +158,8 @@ def _fractions(bbox: list[float], height: int, width: int) -> list[float]:
   return [x / width, y / height, (x + w) / width, (y + h) / height]
 
 
-def _read_checked(path: epath.PathLike, require_boxes: bool) -> tuple[dict, dict[str, int]]:
+def _read_checked(path: epath.PathLike, require_boxes: bool) -> tuple[dict, dict[str, int], dict[str, list[str]]]:
+  """The JSON after checks and repairs, counts of the repairs, and the first examples of them."""
   data = _parse(path)
   needed = ['images', 'categories'] + ['annotations'] * require_boxes
   missing = [key for key in needed if not isinstance(data.get(key), list)]
@@ -167,7 +174,7 @@ def _read_checked(path: epath.PathLike, require_boxes: bool) -> tuple[dict, dict
   _check_images(path, data['images'])
   _check_categories(path, data['categories'])
   _check_annotations(path, data)
-  return data, _repair(data['annotations'])
+  return data, *_repair(data['annotations'])
 
 
 def _parse(path: epath.PathLike) -> dict:
@@ -223,23 +230,31 @@ def _check_annotations(path: epath.PathLike, data: dict) -> None:
       raise ValueError(f'{path}: annotations[{n}]: bbox {box} is not finite')
 
 
-def _repair(annotations: list[dict]) -> dict[str, int]:
-  """Fills and renumbers in place, and counts."""
-  counts = dict(filled_iscrowd=0, filled_area=0, renumbered_ids=0)
-  for annotation in annotations:
+def _repair(annotations: list[dict]) -> tuple[dict[str, int], dict[str, list[str]]]:
+  """Fills and renumbers in place; counts, and the first examples."""
+  counts, examples = dict(filled_iscrowd=0, filled_area=0, renumbered_ids=0), {}
+  for n, annotation in enumerate(annotations):
     if annotation.get('iscrowd') is None:
       annotation['iscrowd'] = 0
       counts['filled_iscrowd'] += 1
+      _note(examples, 'filled_iscrowd', f'annotations[{n}]')
     if annotation.get('area') is None:
       annotation['area'] = annotation['bbox'][2] * annotation['bbox'][3]
       counts['filled_area'] += 1
+      _note(examples, 'filled_area', f'annotations[{n}]')
   ids = [annotation.get('id') for annotation in annotations]
   # pycocotools marks an unmatched detection by annotation id 0 and indexes annotations by id.
   if any(not isinstance(i, int) or i == 0 for i in ids) or _doubled(ids):
     for n, annotation in enumerate(annotations, start=1):
       annotation['id'] = n
     counts['renumbered_ids'] = len(annotations)
-  return counts
+  return counts, examples
+
+
+def _note(examples: dict[str, list[str]], key: str, example: str) -> None:
+  first = examples.setdefault(key, [])
+  if len(first) < 3:
+    first.append(example)
 
 
 def _doubled(values: list) -> list:

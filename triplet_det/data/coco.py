@@ -65,6 +65,11 @@ class _FromJson:
     return list(self._annotations.file_names)
 
   @property
+  def annotations(self) -> Annotations:
+    """The boxes of all images, in the order of the records."""
+    return self._annotations
+
+  @property
   def report(self) -> dict[str, int]:
     """Counts of images, boxes and repairs."""
     return self._annotations.report
@@ -128,7 +133,7 @@ class JsonSource(_FromJson):
 class TfdsSource(_FromJson):
   """A data set in array_record with the features of TFDS's `coco/2017`, read without TensorFlow.
 
-  The JSON is read only when something asks for it (ground truth, sizes, counts): training does not.
+  The JSON is read only when something asks for it: evaluation, and the data doctor before the first step of a run.
 
   Args:
     name: data set, configuration and, if wanted, version: 'coco/2017', 'coco/2017:1.1.0'. The newest version is taken.

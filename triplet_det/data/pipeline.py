@@ -16,6 +16,7 @@ from absl import logging
 
 from triplet_det.categories import CategoryTable
 from triplet_det.data import augment, shapes
+from triplet_det.data.annotations import Annotations
 from triplet_det.data.coco import JsonSource, Record, TfdsSource
 
 
@@ -28,6 +29,7 @@ class Source(Protocol):
   image_sizes: list[tuple[int, int]]
   file_names: list[str]
   report: dict[str, int]
+  annotations: Annotations
 
   def __len__(self) -> int: ...
 

@@ -2,14 +2,16 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from triplet_det.models.norm import BatchNorm
+from triplet_det.models.norm import EPSILON, BatchNorm
 
 CONVOLVED = 'convolved'  # the name of convolutions' results for rematerialisation policies
 
@@ -21,9 +23,12 @@ class Numerics:
   dtype: jnp.dtype = jnp.float32
   norm_group: int | None = None
   norm_running: str = 'all'
+  norm_folded: bool = False
 
   def norm(self, name: str) -> BatchNorm:
-    return BatchNorm(group=self.norm_group, running=self.norm_running, dtype=self.dtype, name=name)
+    return BatchNorm(
+      group=self.norm_group, running=self.norm_running, dtype=self.dtype, folded=self.norm_folded, name=name
+    )
 
 
 def uniform_fan_in(fan_in: int):
@@ -102,3 +107,34 @@ class Residual(nn.Module):
     if self.stride != 1 or x.shape[-1] != self.features:
       x = ConvBlock(self.features, 1, self.numerics, self.stride, relu=False, name='skip')(x, train)
     return nn.relu(y + x)
+
+
+def fold_norms(variables: Mapping) -> dict:
+  """The variables of a trained network for the same network with folded norms, which does not compute them.
+
+  A norm in testing is x * factor + shift, so the convolution before it takes the factor into its kernel, and the
+  shift alone is left of the norm.
+
+  Args:
+    variables: `params` and `batch_stats`, in which every norm lies beside its convolution, as in `ConvBlock`.
+
+  Returns:
+    `params` alone, NumPy, for `Numerics(norm_folded=True)`.
+
+  Raises:
+    ValueError: a norm without a convolution beside it.
+  """
+
+  def fold(params, stats, path):
+    if 'norm' in stats:
+      if 'conv' not in params:
+        raise ValueError(f'no convolution takes the norm of {path}: only {", ".join(params)} beside it')
+      norm = {name: np.asarray(value, np.float64) for name, value in {**params['norm'], **stats['norm']}.items()}
+      factor = norm['scale'] / np.sqrt(norm['var'] + EPSILON)
+      kernel = (np.asarray(params['conv']['kernel'], np.float64) * factor).astype(np.float32)
+      bias = (norm['bias'] - norm['mean'] * factor).astype(np.float32)
+      return {**params, 'conv': dict(kernel=kernel), 'norm': dict(bias=bias)}
+    below = {name: fold(params[name], part, f'{path}/{name}') for name, part in stats.items()}
+    return {**params, **below}
+
+  return {'params': fold(variables['params'], variables['batch_stats'], 'params')}

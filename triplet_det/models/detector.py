@@ -81,6 +81,7 @@ class Detector(nn.Module):
   """images [B, H, W, 3] normalised -> one KeypointMaps per supervised stack, (H + 1) / 4 by (W + 1) / 4 cells."""
 
   config: DetectorConfig
+  norm_folded: bool = False  # with the variables of `conv.fold_norms`, for testing
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> list[KeypointMaps]:
@@ -93,7 +94,7 @@ class Detector(nn.Module):
           f'image {name} {side} does not fit the network: sides must be a multiple of {c.size_multiple} minus 1, '
           f'for example {below} or {below + c.size_multiple}'
         )
-    numerics = Numerics(jnp.dtype(c.dtype), c.norm_group, c.norm_running)
+    numerics = Numerics(jnp.dtype(c.dtype), c.norm_group, c.norm_running, self.norm_folded)
     again, policy = REMAT[c.remat]
     residual = nn.remat(Residual, static_argnums=(2,), policy=policy) if again else Residual
     branch = nn.remat(Branch, static_argnums=(2,), policy=policy) if c.remat == 'norms' else Branch

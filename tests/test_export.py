@@ -1,0 +1,229 @@
+"""A detector in one file: norms folded, programs without the network's code, the checkpoint's boxes."""
+
+import dataclasses
+import json
+import zipfile
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from jax import export as jax_export
+
+import triplet_det
+from tests.tiny_detector import SETTINGS, write_run
+from triplet_det import export, exported, loading, predict
+from triplet_det.data import shapes
+from triplet_det.models import conv, detector
+from triplet_det.models.norm import EPSILON
+
+
+@pytest.fixture(scope='module')
+def run_folder(tmp_path_factory):
+  return write_run(tmp_path_factory.mktemp('run'))
+
+
+@pytest.fixture(scope='module')
+def two_scales(run_folder, tmp_path_factory):
+  """An exported file of two canvases, two scales and batches of two."""
+  out = tmp_path_factory.mktemp('file') / 'tiny.zip'
+  sizes = ((40, 50), (60, 33), (33, 60), (70, 60))
+  export.export(str(run_folder), out, sizes=sizes, batch_size=2, scales=(1.0, 0.5))
+  return out
+
+
+@pytest.fixture(scope='module')
+def demo_file(tmp_path_factory):
+  """The shipped detector for all platforms, and a scene that fits its canvas."""
+  folder = tmp_path_factory.mktemp('demo')
+  export.export('demo', folder / 'demo.zip', sizes=((127, 127),), platforms=('cpu', 'cuda', 'tpu'))
+  scene = next(s for s in (shapes.draw_scene(7, 'validation', i) for i in range(99)) if max(s.image.shape) <= 127)
+  cv2.imwrite(str(folder / 'scene.png'), scene.image[..., ::-1])
+  return folder / 'demo.zip', folder / 'scene.png'
+
+
+def test_folded_norms_give_the_same_maps():
+  config = dict(detector.VARIANTS['tiny'], dims=(8, 12), blocks=(1, 1), stem_width=8, head_width=8, pool_width=8)
+  module = detector.build(dict(config, stacks=2))
+  rng = np.random.default_rng(0)
+  images = rng.normal(0, 1, (1, 39, 47, 3)).astype(np.float32)
+  shapes_of = jax.eval_shape(module.init, jax.random.key(0), images)
+
+  def draw(path, leaf):
+    name = path[-1].key
+    low, high = {'kernel': (-1, 1), 'bias': (-1, 1)}.get(name, (0.3, 2.0))
+    fan_in = np.prod(leaf.shape[:-1]) if name == 'kernel' else 1
+    return (rng.uniform(low, high, leaf.shape) / np.sqrt(fan_in / 3 if fan_in > 1 else 1)).astype(np.float32)
+
+  variables = jax.tree_util.tree_map_with_path(draw, shapes_of)
+  folded = conv.fold_norms(variables)
+  expected = jax.jit(module.apply)(variables, images)[-1]
+  found = jax.jit(module.clone(norm_folded=True).apply)(folded, images)[-1]
+  for name, value in vars(expected).items():
+    if value is not None:
+      scale = np.abs(value).max()
+      assert scale > 0.01 and np.abs(getattr(found, name) - value).max() <= 1e-4 * scale, name
+  leaves = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(folded)}
+  assert set(folded) == {'params'} and not any('scale' in name for name in leaves)
+  with pytest.raises(ValueError, match='folded into its convolutions'):
+    module.clone(norm_folded=True).apply(folded, images, train=True)
+
+
+def test_fold_by_hand():
+  rng = np.random.default_rng(2)
+  kernel, scale, bias, mean = rng.normal(size=(1, 1, 3, 2)), *rng.normal(size=(3, 2))
+  var = rng.uniform(0.5, 2, 2)
+  params = {'a': {'conv': dict(kernel=kernel), 'norm': dict(scale=scale, bias=bias)}, 'b': dict(kernel=kernel)}
+  folded = conv.fold_norms({'params': params, 'batch_stats': {'a': {'norm': dict(mean=mean, var=var)}}})['params']
+  x = rng.normal(size=3)
+  expected = (x @ kernel[0, 0] - mean) / np.sqrt(var + EPSILON) * scale + bias
+  result = x @ folded['a']['conv']['kernel'][0, 0] + folded['a']['norm']['bias']
+  np.testing.assert_allclose(result, expected, atol=1e-5)
+  assert folded['b'] is params['b']
+  with pytest.raises(ValueError, match='no convolution takes the norm of params/a'):
+    conv.fold_norms({'params': {'a': {'norm': {}}}, 'batch_stats': {'a': {'norm': {}}}})
+
+
+def test_a_fresh_process_finds_the_same_boxes_without_the_network(demo_file, capsys, monkeypatch):
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(jax.config.jax_compilation_cache_dir))
+  found = export.compare('demo', *demo_file)
+  assert found.boxes > 10 and found.largest_difference <= 1e-3
+  assert not found.imported_network
+  assert min(found.seconds_exported, found.seconds_checkpoint) > 0
+  with capsys.disabled():
+    print(f'\nfrom start to first boxes: checkpoint {found.seconds_checkpoint:.1f} s, ', end='')
+    print(f'exported file {found.seconds_exported:.1f} s (programs may be in the cache)')
+  with pytest.raises(ValueError, match='no exported detector'):
+    export.compare('demo', Path('nothing.zip'), demo_file[1])
+
+
+def test_several_scales_and_images_per_batch(run_folder, two_scales):
+  rng = np.random.default_rng(0)
+  images = [rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in ((40, 50), (95, 63), (60, 33), (41, 52), (64, 40))]
+  reference, file = triplet_det.load(run_folder, scales=(1.0, 0.5)), triplet_det.load(two_scales)
+  assert file.categories == reference.categories
+  for found, expected in zip(file(images), reference(images), strict=True):
+    assert len(found) == 5
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+    np.testing.assert_array_equal(found.classes, expected.classes)
+  assert file.tester.num_programs == 2
+
+
+def test_a_small_image_goes_to_the_middle_of_the_smallest_canvas_that_holds_it(two_scales):
+  tester = exported.ExportedDetector(two_scales)
+  every = [((63, 63), (31, 31)), ((95, 63), (63, 31))]
+  assert [one.canvases for one in tester.sidecar.programs] == every
+  image = np.full((20, 11, 3), 7, np.uint8)
+  assert tester.canvases_for(image, 'x') == every[0]
+  assert tester.canvases_for(np.zeros((64, 5, 3), np.uint8), 'x') == every[1]
+  placed, border, size, scale = tester._placed(image, 1.0, (95, 63))
+  inside = np.argwhere(placed[..., 0] == 7)
+  assert placed.shape == (95, 63, 3) and (placed > 0).sum() == image.size
+  np.testing.assert_array_equal(border, inside.min(0)[::-1])
+  np.testing.assert_array_equal(size, (11, 20))
+  np.testing.assert_array_equal(scale, (1, 1))
+  assert np.abs(inside.min(0) + inside.max(0) - (94, 62)).max() <= 1  # as far from one side as from the other
+
+
+def test_the_file_describes_itself(demo_file):
+  with zipfile.ZipFile(demo_file[0]) as archive:
+    content = json.loads(archive.read('detector.json'))
+    program = jax_export.deserialize(bytearray(archive.read(content['programs'][0]['file'])))
+    with archive.open('weights.npz') as weights:
+      names = np.load(weights).files
+  assert [one['name'] for one in content['categories']] == list(triplet_det.load(demo_file[0]).categories.names)
+  assert content['programs'] == [dict(file='programs/127x127', canvases=[[127, 127]])]
+  assert list(program.platforms) == content['platforms'] == ['cpu', 'cuda', 'tpu']
+  given, results = jax.tree.unflatten(program.in_tree, program.in_avals)[0], program.out_tree
+  assert [list(given[0]), len(given)] == [sorted(names), len(content['arguments'])]
+  assert {one.dtype for one in program.in_avals} == {np.dtype('float32'), np.dtype('uint8')}
+  assert set(jax.tree.unflatten(results, program.out_avals)) == set(content['results'])
+  assert not any('batch_stats' in name or name.endswith('norm/scale') for name in names)
+  assert content['checkpoint']['step'] == 2400 and content['settings']['mirror']
+  assert content['versions']['jax'] == jax.__version__
+  assert len(program.mlir_module_serialized) < 200_000  # the weights are not baked in
+
+
+def test_published_soft_nms_cannot_be_exported(tmp_path):
+  run = write_run(tmp_path / 'run', dataclasses.replace(SETTINGS, stale_rows=True))
+  with pytest.raises(ValueError, match=r'test\.stale_rows.*--sound_nms'):
+    export.export(str(run), tmp_path / 'a.zip', sizes=((40, 40),))
+  sidecar = export.export(str(run), tmp_path / 'a.zip', sizes=((40, 40),), sound_nms=True)
+  assert sidecar.settings['stale_rows'] is False
+
+
+def test_mistakes_are_named(run_folder, two_scales, tmp_path):
+  run, out = str(run_folder), tmp_path / 'a.zip'
+  for match, path, given in (
+    ('must end in .zip', tmp_path / 'a.bin', {}),
+    ('unknown platform gpu; possible: cpu, cuda', out, dict(platforms=('cpu', 'gpu'))),
+    ('at least one size', out, dict(sizes=())),
+    ('one image per batch, got 1 and 0', out, dict(sizes=((9, 9),), batch_size=0)),
+    ('canvas_multiple is 4, the network needs a multiple of 8', out, dict(canvas_multiple=4)),
+    ("unknown setting 'scale'", out, dict(scale=2)),
+  ):
+    with pytest.raises(ValueError, match=match):
+      export.export(run, path, **given)
+  with pytest.raises(ValueError, match='exported already'):
+    export.export(str(two_scales), out)
+  assert not list(tmp_path.iterdir())
+  with pytest.raises(ValueError, match=r'is exported, and its settings with it'):
+    triplet_det.load(two_scales, mirror=False)
+  file = triplet_det.load(two_scales)
+  with pytest.raises(
+    ValueError, match=r'image 1 of 97 x 20 pixels needs .*127 x 31.*63 x 63 \+ 31 x 31, .*--sizes 97x20'
+  ):
+    file([np.zeros((20, 20, 3), np.uint8), np.zeros((20, 97, 3), np.uint8)])
+  with pytest.raises(ValueError, match='boxes only'):
+    file.heatmaps(np.zeros((20, 20, 3), np.uint8))
+  with pytest.raises(ValueError, match=r'uint8 RGB array'):
+    file([np.zeros((20, 20), np.uint8)])
+
+
+def rewritten(file: Path, out: Path, **changes) -> Path:
+  """The file with other entries in its sidecar."""
+  with zipfile.ZipFile(file) as there, zipfile.ZipFile(out, 'w') as copy:
+    for name in there.namelist():
+      content = there.read(name)
+      if name == 'detector.json':
+        content = json.dumps(json.loads(content) | changes)
+      copy.writestr(name, content)
+  return out
+
+
+def test_files_that_cannot_be_run_say_why(two_scales, tmp_path):
+  with pytest.raises(FileNotFoundError, match=r'no exported detector .*none\.zip'):
+    triplet_det.load(tmp_path / 'none.zip')
+  (tmp_path / 'text.zip').write_text('no zip')
+  with pytest.raises(ValueError, match='not a whole file'):
+    triplet_det.load(tmp_path / 'text.zip')
+  with zipfile.ZipFile(tmp_path / 'other.zip', 'w') as other:
+    other.writestr('a.txt', 'another zip')
+  with pytest.raises(ValueError, match=r'detector\.json'):
+    triplet_det.load(tmp_path / 'other.zip')
+  with pytest.raises(ValueError, match=r'exported for tpu, this process runs on cpu.*--platforms cpu'):
+    triplet_det.load(rewritten(two_scales, tmp_path / 'tpu.zip', platforms=['tpu']))
+  with pytest.raises(ValueError, match=r'is of format 2 .*reads formats up to 1'):
+    triplet_det.load(rewritten(two_scales, tmp_path / 'new.zip', format=2))
+
+
+def test_sizes_are_width_by_height():
+  assert export.parse_size('640x480') == (480, 640)
+  for wrong in ('640', '640x', 'x480', '0x9', '1x2x3'):
+    with pytest.raises(Exception, match='WIDTHxHEIGHT'):
+      export.parse_size(wrong)
+  assert loading.is_exported('a.zip')
+
+
+def test_predict_leaves_out_what_is_larger_than_all_canvases(two_scales, tmp_path):
+  for name, width in (('a', 50), ('b', 97)):
+    cv2.imwrite(str(tmp_path / f'{name}.png'), np.full((40, width, 3), 99, np.uint8))
+  outcome = predict.predict(
+    triplet_det.load(two_scales), [tmp_path / 'b.png', tmp_path / 'a.png'], tmp_path / 'out', threshold=0.0
+  )
+  assert outcome.summary.images == outcome.programs == 1
+  assert '--sizes 97x40' in outcome.summary.left_out[str(tmp_path / 'b.png')]
+  (row,) = json.loads((tmp_path / 'out' / 'detections.json').read_text())
+  assert row['image'] == str(tmp_path / 'a.png') and len(row['detections']) == outcome.summary.boxes

@@ -1,0 +1,284 @@
+"""The data doctor: what a data set holds, what was repaired or left out, and what is wrong with it, before training.
+
+NumPy only. Everything but `read_every_image` looks at the annotations alone and takes no longer than reading them.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import posixpath
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from triplet_det.categories import CategoryTable
+from triplet_det.data import augment
+from triplet_det.data.annotations import Annotations
+from triplet_det.data.pipeline import Source
+
+SIZES = ('small', 'medium', 'large')
+AREAS = (32**2, 96**2)  # pixels; COCO's borders between them
+TINY = 8  # pixels of a box's side that the network sees: below, its corners are in neighbouring cells or in one
+
+# Keys of `Annotations.report`, in this order: what was found, and what became of it.
+_REPAIRS = {
+  'degenerate': 'boxes without width or height inside their image, left out',
+  'clipped': 'boxes that reach out of their image, cut at its edges',
+  'filled_area': 'boxes without area, width x height taken',
+  'filled_iscrowd': 'boxes without iscrowd, taken for single objects',
+  'renumbered_ids': 'annotation ids renumbered, because one was missing, 0 or there twice',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Repair:
+  """What was repaired or left out and why, how often, and the first examples."""
+
+  what: str
+  count: int
+  examples: tuple[str, ...] = ()
+
+  def __str__(self) -> str:
+    return f'{self.what}: {self.count:,}' + first_of(self.examples)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examination:
+  """What the M images of a split hold in n objects of C classes.
+
+  Attributes:
+    path: the annotations.
+    categories: of the split.
+    scale: share of their resolution that the images are worked on at; areas and sides are of images scaled so.
+    counts: [C, 3] int64, objects per class and size (small, medium, large; by the annotated area, as COCO does).
+    sides: [n] float64, root of width x height of each object, pixels.
+    objects: [M] int64, objects per image.
+    crowds: boxes around groups that are no objects here.
+    image_sizes: [M, 2] int32 (height, width) of the files, pixels.
+    file_names: M names.
+    repairs: what was repaired or left out.
+  """
+
+  path: str
+  categories: CategoryTable
+  scale: float
+  counts: np.ndarray
+  sides: np.ndarray
+  objects: np.ndarray
+  crowds: int
+  image_sizes: np.ndarray
+  file_names: tuple[str, ...]
+  repairs: tuple[Repair, ...]
+
+  @property
+  def per_class(self) -> dict[str, int]:
+    """Name -> objects."""
+    return dict(zip(self.categories.names, self.counts.sum(axis=1).tolist()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+  """The image files of a split, all read and decoded."""
+
+  digests: Mapping[str, str]  # file name -> MD5 of its bytes, of those that could be read
+  unreadable: Mapping[str, str]  # file name -> why
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+  """Something wrong: with `fatal`, training cannot go on with it."""
+
+  text: str
+  fatal: bool = False
+
+  def __str__(self) -> str:
+    return f'{"wrong" if self.fatal else "warning"}: {self.text}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+  """The splits, by the names that a report gives them, and what is wrong, what stops a training first."""
+
+  splits: Mapping[str, Examination]
+  findings: tuple[Finding, ...]
+
+  @property
+  def fatal(self) -> tuple[str, ...]:
+    """What a training cannot go on with."""
+    return tuple(finding.text for finding in self.findings if finding.fatal)
+
+
+def examine(source: Source, *, scale: float = 1.0, crowds_are_objects: bool = False) -> Examination:
+  """Counts what the annotations of a source hold.
+
+  Args:
+    source: the split.
+    scale: config.image_scale.
+    crowds_are_objects: config.augment.train_on_crowd; in an evaluation they never are.
+
+  Raises:
+    FileNotFoundError, ValueError: there is no sound JSON; see `read_annotations`.
+  """
+  known = source.annotations
+  chosen = ~known.crowd | crowds_are_objects
+  image_of = np.repeat(np.arange(len(known)), np.diff(known.starts))[chosen]
+  size = np.digitize(known.areas[chosen] * scale**2, AREAS)
+  counts = np.zeros((len(known.categories), len(SIZES)), np.int64)
+  np.add.at(counts, (known.classes[chosen], size), 1)
+  pixels = known.image_sizes[image_of, ::-1] * scale  # x, y
+  boxes = known.boxes[chosen].astype(np.float64)
+  return Examination(
+    path=known.path,
+    categories=known.categories,
+    scale=scale,
+    counts=counts,
+    sides=np.sqrt(((boxes[:, 2:] - boxes[:, :2]) * pixels).prod(axis=1)),
+    objects=np.bincount(image_of, minlength=len(known)),
+    crowds=int((~chosen).sum()),
+    image_sizes=known.image_sizes,
+    file_names=known.file_names,
+    repairs=_repairs(known, ~chosen),
+  )
+
+
+def _repairs(known: Annotations, left_out: np.ndarray) -> tuple[Repair, ...]:
+  found = [Repair(what, known.report[key], known.examples.get(key, ())) for key, what in _REPAIRS.items()]
+  counts = np.diff(known.starts)
+  groups = tuple(name for i, name in enumerate(known.file_names) if left_out[known.rows(i)].any())
+  found.append(Repair('boxes around groups (iscrowd), not counted as objects', int(left_out.sum()), groups))
+  empty = tuple(name for name, count in zip(known.file_names, counts) if not count)
+  found.append(Repair('images without a box, kept as background', len(empty), empty))
+  return tuple(repair for repair in found if repair.count)
+
+
+def read_every_image(source: Source, progress: Callable[[int], None], *, num_threads: int = 2) -> Files:
+  """Reads and decodes every image once, as training does; `progress` is told how many are done."""
+
+  names = source.file_names
+
+  def read(index: int) -> tuple[str, str, str]:
+    name = names[index]
+    try:
+      record = source[index]
+      augment.decode_image(record.encoded, record.file_name, size=record.size)
+    except (OSError, ValueError) as error:
+      return name, '', str(error)
+    return name, hashlib.md5(record.encoded).hexdigest(), ''
+
+  digests, unreadable = {}, {}
+  pool = concurrent.futures.ThreadPoolExecutor(num_threads)
+  try:
+    for done, (name, digest, problem) in enumerate(pool.map(read, range(len(names))), start=1):
+      if problem:
+        unreadable[name] = problem
+      else:
+        digests[name] = digest
+      progress(done)
+  finally:
+    pool.shutdown(wait=False, cancel_futures=True)
+  return Files(digests, unreadable)
+
+
+def diagnose(
+  train: Examination,
+  evaluation: Examination | None = None,
+  *,
+  input_size: int,
+  crop_scales: Sequence[float],
+  max_objects: int,
+  files: Sequence[Files] = (),
+) -> Diagnosis:
+  """What is wrong with the data of a run.
+
+  Args:
+    train, evaluation: the splits; None if nothing is evaluated.
+    input_size: S, side of the network's input in training, pixels.
+    crop_scales: sides of the crops / S.
+    max_objects: slots per image.
+    files: of both splits if they were read.
+  """
+  findings = []
+  if not train.objects.any():
+    findings.append(
+      Finding(f'{train.path} has no object to learn: {train.crowds} boxes, all around groups (iscrowd)', True)
+    )
+  for one in files:
+    findings += [Finding(f'unreadable: {problem}', True) for problem in one.unreadable.values()]
+  if evaluation and evaluation.categories != train.categories:
+    ours, theirs = (set(split.categories.names) for split in (train, evaluation))
+    what = f'only in training {sorted(ours - theirs)}, only in evaluation {sorted(theirs - ours)}'
+    what = what if ours != theirs else 'same names in another order or with other ids'
+    findings.append(Finding(f'the categories of training and evaluation differ: {what}', True))
+  elif train.objects.any():
+    findings += _missing_classes(train, evaluation)
+  findings += _sizes(train, input_size * min(crop_scales))
+  if full := [name for name, count in zip(train.file_names, train.objects) if count > max_objects]:
+    findings.append(
+      Finding(
+        f'{len(full):,} training images have more than {max_objects} objects (augment.max_objects), up to '
+        f'{train.objects.max():,}: if more are in a crop, the smallest are left out' + first_of(full)
+      )
+    )
+  if evaluation:
+    findings += _in_both(train, evaluation, files)
+  splits = {'train': train} | ({'evaluation': evaluation} if evaluation else {})
+  return Diagnosis(splits, tuple(sorted(findings, key=lambda finding: not finding.fatal)))
+
+
+def _missing_classes(train: Examination, evaluation: Examination | None) -> list[Finding]:
+  if evaluation and not evaluation.objects.any():
+    return [Finding(f'{evaluation.path} has no object to find: there will be no metrics')]
+  measured = evaluation.per_class if evaluation else {}
+  unseen = [name for name, count in train.per_class.items() if not count]
+  only_measured = [name for name in unseen if measured.get(name)]
+  never_seen = [name for name in unseen if name not in only_measured]
+  unmeasured = [name for name, count in measured.items() if not count and name not in unseen]
+  groups = (
+    (only_measured, 'classes of the evaluation without an object to learn from, which lower the AP'),
+    (never_seen, 'classes without any object, of which nothing can be learnt'),
+    (unmeasured, 'classes without an object in the evaluation, so that nobody will know how well they are found'),
+  )
+  return [Finding(f'{what}: {len(names)}' + first_of(names)) for names, what in groups if names]
+
+
+def _sizes(train: Examination, smallest_crop: float) -> list[Finding]:
+  findings = []
+  tiny = (train.sides < TINY).mean() if len(train.sides) else 0
+  if tiny > 0.5:
+    which = 'all objects are' if tiny == 1 else f'{tiny:.0%} of the objects are'
+    findings.append(
+      Finding(
+        f'{which} smaller than {TINY} x {TINY} pixels, two cells of the output, at image_scale {train.scale:g} '
+        f'(median {np.median(train.sides):.1f}): give a larger image_scale'
+      )
+    )
+  inside = train.image_sizes.max(axis=1) * train.scale < smallest_crop
+  if inside.mean() > 0.1:
+    names = [train.file_names[i] for i in np.flatnonzero(inside)]
+    findings.append(
+      Finding(
+        f'{len(names):,} of {len(inside):,} training images are smaller at image_scale {train.scale:g} than the '
+        f'smallest crop of {smallest_crop:.0f} pixels, so the network sees much black around them: give a smaller '
+        'input_size or a larger image_scale' + first_of(names)
+      )
+    )
+  return findings
+
+
+def _in_both(train: Examination, evaluation: Examination, files: Sequence[Files]) -> list[Finding]:
+  """Images of the evaluation that are trained on: by the bytes of the files if they were read, else by their names."""
+  if len(files) == 2:
+    trained = set(files[0].digests.values())
+    both = [name for name, digest in files[1].digests.items() if digest in trained]
+    what = 'are the same file as one of the training images, byte by byte'
+  else:
+    trained = {posixpath.basename(name) for name in train.file_names}
+    both = [name for name in evaluation.file_names if posixpath.basename(name) in trained]
+    what = 'have the file name of a training image (mode check_data compares their bytes)'
+  if not both:
+    return []
+  return [Finding(f'{len(both):,} of {len(evaluation.file_names):,} evaluated images {what}' + first_of(both))]
+
+
+def first_of(names: Sequence[str]) -> str:
+  return f' (first: {", ".join(names[:3])}{", ..." if len(names) > 3 else ""})' if names else ''

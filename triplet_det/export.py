@@ -1,0 +1,278 @@
+"""Weights and detection program in one file: `python -m triplet_det.export --checkpoint runs/shapes --out shapes.zip`.
+
+The programs take uint8 canvases and give boxes: normalisation, mirror image, network with its norms folded into the
+convolutions, pairs, triplets and soft-NMS, as StableHLO for every platform named. `triplet_det.load('shapes.zip')` runs
+the file without the code of the network; `exported` describes it.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from absl import flags, logging
+from flax import traverse_util
+from jax import export as jax_export
+
+import triplet_det
+from triplet_det import evaluate, inference, loading, photometric
+from triplet_det.canvas import Placement
+from triplet_det.exported import FORMAT, SIDECAR, SUFFIX, WEIGHTS, Canvases, Program, Sidecar
+from triplet_det.models import conv, detector
+from triplet_det.progress import show_messages
+
+PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
+COCO_SIZES = ((480, 640), (640, 480), (640, 640))  # (height, width)
+
+ARGUMENTS = {
+  'weights': 'mapping of name to array, as weights.npz has them',
+  'canvases': 'a list with, for each scale, uint8 RGB [B, H, W, 3]',
+  'border': 'a list with, for each scale, float32 [B, 2] (x, y): canvas pixels left of and above the resized image',
+  'size': 'a list with, for each scale, float32 [B, 2] (x, y): width and height of the resized image',
+  'scale': 'a list with, for each scale, float32 [B, 2] (x, y): resized / original',
+}
+RESULTS = {
+  'boxes': 'float32 [B, D, 4] x1 y1 x2 y2, pixels of the original image, best first',
+  'scores': 'float32 [B, D]',
+  'classes': 'int32 [B, D], positions in categories',
+  'valid': 'bool [B, D], False for padding',
+}
+PREPROCESSING = {
+  'image': 'uint8 RGB, EXIF orientation not applied',
+  'resize': 'for each scale s in settings.scales, to int(height * s) x int(width * s), bilinear (OpenCV INTER_LINEAR)',
+  'canvas': 'black, the resized image from row H // 2 - height // 2 and column W // 2 - width // 2 on',
+  'normalisation': 'in the program: (value / 255 - mean) / std',
+  'mean': photometric.RGB_MEAN.tolist(),
+  'std': photometric.RGB_STD.tolist(),
+}
+
+
+def detection_program(apply_fn: Callable, settings: inference.Settings) -> Callable:
+  """All of detection as one function of plain containers, with ARGUMENTS and RESULTS."""
+
+  def program(weights, canvases, border, size, scale):
+    variables = traverse_util.unflatten_dict(weights, sep='/')
+    placements = [Placement(*where) for where in zip(border, size, scale)]
+    found = [inference.propose(apply_fn, settings, variables, *one) for one in zip(canvases, placements)]
+    detections, _ = inference.finish(found, settings)
+    return {name: getattr(detections, name) for name in RESULTS}
+
+  return program
+
+
+def export(
+  checkpoint: str,
+  out: Path,
+  *,
+  sizes: Sequence[tuple[int, int]] = COCO_SIZES,
+  platforms: Sequence[str] = ('cpu',),
+  batch_size: int = 1,
+  sound_nms: bool = False,
+  **changes,
+) -> Sidecar:
+  """Writes the file, whole or not at all.
+
+  Args:
+    checkpoint: as for `load`.
+    out: ends in .zip.
+    sizes: (height, width) of images; each gets a program for its canvas, equal ones share it.
+    platforms: of PLATFORMS.
+    batch_size: images per call of a program; a call with fewer is padded.
+    sound_nms: replaces the published soft-NMS with its stale rows, which works on the host, by the sound one.
+    changes: of single settings, as for `load`.
+
+  Returns:
+    What the file says about itself.
+
+  Raises:
+    ValueError: an unknown platform or setting, settings that do not fit the network or cannot be exported.
+    FileNotFoundError: no checkpoint there.
+  """
+  _check(checkpoint, out, sizes, platforms, batch_size)
+  variables, record = loading.read_weights(checkpoint)
+  settings = loading.change(evaluate.settings_for(record.test), changes)
+  if settings.stale_rows and sound_nms:
+    settings = dataclasses.replace(settings, stale_rows=False)
+  if settings.stale_rows:
+    raise ValueError(
+      f'{checkpoint} is tested with test.stale_rows, the published soft-NMS that leaves stale rows; it works on the '
+      'host and cannot become part of a program: export with --sound_nms, which takes the sound soft-NMS instead'
+    )
+  module = detector.build(record.model).clone(norm_folded=True)
+  folded = conv.fold_norms(variables)
+  evaluate.make_detector(module, folded, settings, batch_size=batch_size)  # raises if they do not fit each other
+  program = detection_program(evaluate.last_stack(module), settings)
+  weights = traverse_util.flatten_dict(folded, sep='/')
+
+  every_canvases = list(dict.fromkeys(inference.canvases_of(*size, settings) for size in sizes))
+  programs = [Program('programs/' + '_'.join(f'{w}x{h}' for h, w in one), one) for one in every_canvases]
+  sidecar = Sidecar(
+    format=FORMAT,
+    programs=tuple(programs),
+    platforms=tuple(platforms),
+    batch_size=batch_size,
+    arguments=ARGUMENTS,
+    results=RESULTS,
+    preprocessing=PREPROCESSING,
+    settings=dataclasses.asdict(settings),
+    categories=tuple(record.categories.to_coco()),
+    checkpoint=dict(path=str(checkpoint), step=record.step, metrics=dict(record.metrics)),
+    versions=dict(
+      triplet_det=triplet_det.__version__, jax=jax.__version__, date=datetime.datetime.now(datetime.UTC).isoformat()
+    ),
+  )
+  unfinished = out.with_name(f'unfinished_{out.name}')
+  out.parent.mkdir(parents=True, exist_ok=True)
+  with zipfile.ZipFile(unfinished, 'w', zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr(SIDECAR, json.dumps(dataclasses.asdict(sidecar), indent=1))
+    for one in programs:
+      archive.writestr(one.file, lower(program, weights, one.canvases, platforms, batch_size))
+    archive.writestr(zipfile.ZipInfo(WEIGHTS), _as_npz(weights))
+  unfinished.replace(out)
+  return sidecar
+
+
+def lower(program: Callable, weights: dict, canvases: Canvases, platforms: Sequence[str], batch_size: int) -> bytes:
+  """The program for canvases of these sizes, serialised."""
+  start = time.monotonic()
+  shaped = jax.ShapeDtypeStruct
+  pairs = [shaped((batch_size, 2), np.float32) for _ in canvases]
+  pixels = [shaped((batch_size, *one, 3), np.uint8) for one in canvases]
+  shapes = jax.tree.map(lambda a: shaped(a.shape, a.dtype), weights)
+  exported = jax_export.export(jax.jit(program), platforms=tuple(platforms))(shapes, pixels, pairs, pairs, pairs)
+  try:
+    serialised = exported.serialize()
+  except ImportError as error:
+    raise ImportError("exporting needs the package flatbuffers: pip install 'triplet_det[export]'") from error
+  logging.info('canvas %s: %.2f MB in %.1f s', Program('', canvases), len(serialised) / 1e6, time.monotonic() - start)
+  return bytes(serialised)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """A checkpoint and its exported file on one image, each in a process of its own."""
+
+  boxes: int  # of the checkpoint
+  largest_difference: float  # pixels, of any coordinate
+  seconds_checkpoint: float  # from the start of the process to the end of its first image
+  seconds_exported: float
+  imported_network: bool  # whether the file's process imported the code of the network
+
+
+def compare(checkpoint: str, exported_file: Path, image: Path, **changes) -> Comparison:
+  """Runs both on the image; nothing is compiled before, unless JAX_COMPILATION_CACHE_DIR is set.
+
+  Raises:
+    ValueError: one of them failed, or they found another number of boxes, as on another canvas.
+  """
+  same = dict(changes, batch_size=1)
+  ours, theirs = _first_boxes(checkpoint, image, same), _first_boxes(exported_file, image, {})
+  if ours.boxes.shape != theirs.boxes.shape:
+    raise ValueError(f'{image}: the checkpoint finds {len(ours.boxes)} boxes, the exported file {len(theirs.boxes)}')
+  largest = float(np.abs(ours.boxes - theirs.boxes).max(initial=0.0))
+  network = any(name.startswith('triplet_det.models') for name in theirs.modules)
+  return Comparison(len(ours.boxes), largest, ours.seconds, theirs.seconds, network)
+
+
+class _FirstBoxes(NamedTuple):
+  boxes: np.ndarray  # [D, 4]
+  modules: list[str]  # imported by then
+  seconds: float
+
+
+def _first_boxes(detector_path, image: Path, given: dict) -> _FirstBoxes:
+  """What a fresh process finds."""
+  code = (
+    'import json, sys, triplet_det\n'
+    'path, image, given, out = sys.argv[1:]\n'
+    'given = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(given).items()}\n'
+    'found, = triplet_det.load(path, **given)([image])\n'
+    'json.dump([found.boxes.tolist(), list(sys.modules)], open(out, "w"))\n'
+  )
+  here = str(Path(triplet_det.__file__).parent.parent)
+  environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([here, os.environ.get('PYTHONPATH', '')])}
+  with tempfile.TemporaryDirectory() as scratch:
+    out = Path(scratch) / 'boxes.json'
+    command = [sys.executable, '-c', code, str(detector_path), str(image), json.dumps(given), str(out)]
+    start = time.monotonic()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    seconds = time.monotonic() - start
+    if done.returncode:
+      raise ValueError(f'{detector_path} on {image}: {done.stderr.strip().splitlines()[-1]}')
+    boxes, modules = json.loads(out.read_text())
+  return _FirstBoxes(np.array(boxes).reshape(-1, 4), modules, seconds)
+
+
+def _check(checkpoint, out: Path, sizes, platforms: Sequence[str], batch_size: int) -> None:
+  if loading.is_exported(checkpoint):
+    raise ValueError(f'{checkpoint} is exported already: give the run folder')
+  if out.suffix != SUFFIX:
+    raise ValueError(f'the exported file is a zip, its name must end in {SUFFIX}: got {out}')
+  unknown = [one for one in platforms if one not in PLATFORMS]
+  if unknown or not platforms:
+    raise ValueError(f'unknown platform {", ".join(unknown) or "(none given)"}; possible: {", ".join(PLATFORMS)}')
+  if not sizes or batch_size < 1:
+    raise ValueError(f'exporting needs at least one size and one image per batch, got {len(sizes)} and {batch_size}')
+
+
+def _as_npz(weights: dict[str, np.ndarray]) -> bytes:
+  content = io.BytesIO()
+  np.savez(content, **weights)
+  return content.getvalue()
+
+
+def parse_size(text: str) -> tuple[int, int]:
+  """'640x480', width x height -> (480, 640); an ArgumentTypeError says what was expected."""
+  parts = text.lower().split('x')
+  if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+    raise argparse.ArgumentTypeError(f'{text!r} is not a size: WIDTHxHEIGHT in pixels, such as 640x480')
+  return int(parts[1]), int(parts[0])
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(prog='python -m triplet_det.export', description='Packs a detector into one file.')
+  parser.add_argument('--checkpoint', required=True, help='run folder, checkpoint folder, or demo')
+  parser.add_argument('--out', required=True, type=Path, help='the file, ending in .zip')
+  sizes = 'image sizes WIDTHxHEIGHT, each a program for its canvas (default: 640x480 480x640 640x640)'
+  parser.add_argument('--sizes', nargs='+', type=parse_size, default=COCO_SIZES, metavar='WxH', help=sizes)
+  parser.add_argument('--platforms', nargs='+', default=['cpu'], help=f'of {", ".join(PLATFORMS)} (default: cpu)')
+  parser.add_argument('--batch_size', type=int, default=1, help='images per call (default %(default)s)')
+  parser.add_argument('--sound_nms', action='store_true', help='instead of the published soft-NMS with stale rows')
+  loading.add_settings_flags(parser)
+  compared = 'run checkpoint and file on it in fresh processes; print times and the largest difference of boxes'
+  parser.add_argument('--compare', type=Path, metavar='IMAGE', help=compared)
+  arguments = parser.parse_args()
+  flags.FLAGS.mark_as_parsed()  # absl's log wants it; this command has none of absl's flags
+  show_messages()
+  changes = loading.changes_of(arguments)
+  options = dict(sizes=arguments.sizes, platforms=arguments.platforms, batch_size=arguments.batch_size)
+  try:
+    sidecar = export(arguments.checkpoint, arguments.out, **options, sound_nms=arguments.sound_nms, **changes)
+    canvases = ', '.join(map(str, sidecar.programs))
+    size = arguments.out.stat().st_size / 1e6
+    print(f'{arguments.out}: {size:.1f} MB, canvases {canvases}, for {", ".join(sidecar.platforms)}')
+    if arguments.compare:
+      changes |= dict(stale_rows=False) if arguments.sound_nms else {}
+      found = compare(arguments.checkpoint, arguments.out, arguments.compare, **changes)
+      print(f'from start to first boxes: checkpoint {found.seconds_checkpoint:.1f} s, ', end='')
+      print(f'file {found.seconds_exported:.1f} s; ', end='')
+      print(f'{found.boxes} boxes, at most {found.largest_difference:.1e} pixels apart')
+  except (FileNotFoundError, ValueError, ImportError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == '__main__':
+  main()

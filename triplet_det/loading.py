@@ -1,0 +1,218 @@
+"""A trained detector as a function: `detector = triplet_det.load('runs/shapes')`, `detector([image, 'photo.jpg'])`.
+
+An exported file is run without the code of the network; what only checkpoints need is imported when one is loaded.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from triplet_det import exported, figures, inference
+from triplet_det.canvas import check_image
+from triplet_det.categories import CategoryTable
+from triplet_det.data import augment
+from triplet_det.predictions import ImageDetections
+from triplet_det.structs import Detections
+
+DEMO = 'demo'  # the detector of the embedded data set that comes with the package
+
+
+class LoadedDetector:
+  """A trained detector: list in, list out, same order.
+
+  Attributes:
+    categories: the table that turns class indices into names and data set ids.
+    about: where the weights come from: checkpoint, step and a digest.
+    tester: what runs on the device.
+  """
+
+  def __init__(
+    self,
+    tester: inference.Detector | exported.ExportedDetector,
+    categories: CategoryTable,
+    about: Mapping[str, Any],
+    heatmaps: Callable[[np.ndarray], figures.Heatmaps] | None = None,
+  ):
+    self.tester, self.categories, self.about = tester, categories, dict(about)
+    self._heatmaps = heatmaps
+
+  def __call__(self, images: Sequence[Any]) -> list[ImageDetections]:
+    """Detections of each image, in order, in its own pixels, best first.
+
+    Args:
+      images: uint8 RGB arrays [height, width, 3], paths of image files, or PIL images, of any sizes.
+
+    Raises:
+      ValueError: an image of another type or shape, a file that cannot be decoded, or an image larger than all
+        canvases of an exported file; says which.
+      FileNotFoundError: a path that is not there.
+    """
+    if isinstance(images, str | Path):
+      raise ValueError(f'the detector takes a list of images, got the path {images}: pass [path]')
+    if (_is_array(images) and np.ndim(images) == 3) or _is_pil(images):
+      raise ValueError(f'the detector takes a list of images, got one {type(images).__name__}: pass [image]')
+    arrays = [check_image(_as_array(image), i) for i, image in enumerate(images)]
+    return [self.wrap(found) for found in self.tester(arrays)]
+
+  def wrap(self, found: Detections) -> ImageDetections:
+    """The rows of one image, as the user gets them."""
+    return ImageDetections(found.boxes, found.scores, found.classes, self.categories)
+
+  def check(self, image: np.ndarray, name: str) -> None:
+    """Raises ValueError for an image that an exported file has no canvas for."""
+    if isinstance(self.tester, exported.ExportedDetector):
+      self.tester.canvases_for(image, name)
+
+  def heatmaps(self, image: np.ndarray) -> figures.Heatmaps:
+    """The corner and center heatmaps of an image at the scale of the centers, in its own pixels.
+
+    Raises:
+      ValueError: of an exported file, which gives boxes only.
+    """
+    if self._heatmaps is None:
+      raise ValueError(f'{self.about["checkpoint"]} is an exported file and gives boxes only: load the run folder')
+    return self._heatmaps(image)
+
+
+def load(
+  checkpoint: epath.PathLike, *, settings: inference.Settings | None = None, batch_size: int = 8, **changes
+) -> LoadedDetector:
+  """The detector of a run folder, a checkpoint folder or an exported file.
+
+  Args:
+    checkpoint: a run folder (its best weights are taken), one checkpoint folder in it, a file of `export`, or 'demo',
+      the small detector of the embedded data set that comes with the package.
+    settings: how to test; None takes the run's own.
+    batch_size: images of one size that go through the network together. An exported file brings its own.
+    changes: of single settings, such as mirror=False or scales=(1.0, 1.5).
+
+  Raises:
+    FileNotFoundError: no checkpoint there.
+    ValueError: not a checkpoint, an unknown setting, or other settings for an exported file.
+  """
+  if is_exported(checkpoint):
+    if settings is not None or changes:
+      raise ValueError(f'{checkpoint} is exported, and its settings with it: give others to triplet_det.export')
+    tester = exported.ExportedDetector(checkpoint)
+    about = dict(checkpoint=str(checkpoint), step=tester.sidecar.checkpoint['step'], weights=tester.weights_digest)
+    return LoadedDetector(tester, tester.categories, about)
+
+  from triplet_det import evaluate
+  from triplet_det.models import detector
+
+  variables, record = read_weights(checkpoint)
+  module = detector.build(record.model)
+  settings = change(settings or evaluate.settings_for(record.test), changes)
+  about = dict(checkpoint=str(checkpoint), step=record.step, weights=_digest(variables))
+  variables = jax.device_put(variables)
+  apply_fn = evaluate.last_stack(module)
+
+  def heatmaps(image):
+    where = dict(scale=settings.center_scale, canvas_multiple=settings.canvas_multiple)
+    return figures.heatmaps(apply_fn, variables, image, **where)
+
+  tester = evaluate.make_detector(module, variables, settings, batch_size=batch_size)
+  return LoadedDetector(tester, record.categories, about, heatmaps)
+
+
+def is_exported(checkpoint: epath.PathLike) -> bool:
+  return str(checkpoint).endswith(exported.SUFFIX)
+
+
+def read_weights(checkpoint: epath.PathLike) -> tuple[dict, Any]:
+  """(variables of NumPy arrays, `checkpoints.RunRecord`) of whatever `load` takes but exported files.
+
+  Raises:
+    FileNotFoundError: no checkpoint there.
+    ValueError: a PyTorch file.
+  """
+  from triplet_det import checkpoints, demo
+
+  if str(checkpoint) == DEMO:
+    return demo.load_weights()
+  if Path(checkpoint).suffix in ('.pkl', '.pth', '.pt'):
+    raise ValueError(
+      f'{checkpoint} is a PyTorch file: make a run folder of it first, '
+      f'python scripts/import_torch_checkpoint.py {checkpoint} RUN_FOLDER'
+    )
+  return checkpoints.load_weights(checkpoint)
+
+
+def change(settings: inference.Settings, changes: Mapping[str, Any]) -> inference.Settings:
+  """Settings with some values replaced; other scales without a center_scale take the one nearest to it.
+
+  Raises:
+    ValueError: an unknown name (the nearest known one is named), or a value out of range.
+  """
+  known = [field.name for field in dataclasses.fields(inference.Settings)]
+  for name in changes:
+    if name not in known:
+      near = difflib.get_close_matches(name, known, n=1)
+      hint = f'; did you mean {near[0]!r}?' if near else '.'
+      raise ValueError(f'unknown setting {name!r}{hint} Known: {", ".join(known)}')
+  settings = dataclasses.replace(settings, **changes)
+  if 'scales' in changes and 'center_scale' not in changes:
+    nearest = min(settings.scales, key=lambda scale: abs(scale - settings.center_scale))
+    settings = dataclasses.replace(settings, center_scale=nearest)
+  return settings
+
+
+def add_settings_flags(parser: argparse.ArgumentParser) -> None:
+  """Flags of the settings that commands let a user change."""
+  scales = 'scales at which each image is tested, such as 0.6,1,1.2,1.5,1.8 (default: those of the run)'
+  parser.add_argument('--scales', type=lambda text: tuple(map(float, text.split(','))), metavar='S,S,...', help=scales)
+  parser.add_argument('--no_mirror', action='store_true', help='leave the mirror image out: half the time, less AP')
+  fewer = 'canvas sides + 1 are multiples of it: larger, fewer programs to compile (default: that of the run)'
+  parser.add_argument('--canvas_multiple', type=int, metavar='N', help=fewer)
+
+
+def changes_of(arguments: argparse.Namespace) -> dict[str, Any]:
+  """What the flags of `add_settings_flags` change, for `load`."""
+  given = dict(
+    scales=arguments.scales, mirror=False if arguments.no_mirror else None, canvas_multiple=arguments.canvas_multiple
+  )
+  return {name: value for name, value in given.items() if value is not None}
+
+
+def read_image(path: epath.PathLike) -> np.ndarray:
+  """An image file as uint8 RGB [height, width, 3].
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: it cannot be decoded.
+  """
+  path = epath.Path(path)
+  if not path.exists():
+    raise FileNotFoundError(f'no image {path}')
+  return augment.decode_image(path.read_bytes(), str(path))
+
+
+def _as_array(image) -> np.ndarray:
+  if _is_pil(image):
+    return np.asarray(image.convert('RGB'))
+  return image if _is_array(image) else read_image(image)
+
+
+def _is_array(image) -> bool:
+  return hasattr(image, '__array__') and not _is_pil(image)
+
+
+def _is_pil(image) -> bool:
+  """Known by its method, because PIL need not be installed."""
+  return hasattr(image, 'convert') and hasattr(image, 'getbands')
+
+
+def _digest(variables) -> str:
+  """Tells other weights from these."""
+  digest = 0
+  for leaf in jax.tree.leaves(variables):
+    digest = zlib.crc32(np.ascontiguousarray(leaf).data, digest)
+  return f'{digest:08x}'

@@ -1,0 +1,118 @@
+"""The least time that a program can take on a chip, from its arithmetic and its traffic with the memory.
+
+Williams, Waterman and Patterson, "Roofline: an insightful visual performance model for multicore architectures", 2009.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What JAX calls a device."""
+
+  name: str
+  kinds: tuple[str, ...]  # values of jax.Device.device_kind
+  flops: float  # per second, bfloat16 with float32 sums, without sparsity
+  bandwidth: float  # bytes per second, to its own memory
+  memory: float  # bytes, that a program may use
+
+
+# Speeds: docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e (2026); NVIDIA's data sheet of the H100 SXM. Memory of TPUs:
+# what their compiler says is available when a program is too large (libtpu 0.0.42), nominally 32, 16, 95, 32 GB. A v4
+# counts as one device with both of its cores ("megacore").
+CHIPS = (
+  Chip('v4', ('TPU v4',), 275e12, 1200e9, 30.75 * GIB),
+  Chip('v5e', ('TPU v5 lite', 'TPU v5e'), 197e12, 819e9, 15.75 * GIB),
+  Chip('v5p', ('TPU v5', 'TPU v5p'), 459e12, 2765e9, 95.74 * GIB),
+  Chip('v6e', ('TPU v6 lite', 'TPU v6e'), 918e12, 1638e9, 31.25 * GIB),
+  Chip('H100', ('NVIDIA H100 80GB HBM3',), 989e12, 3350e9, 80e9),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+  """The least time."""
+
+  seconds: float
+  by: str  # 'arithmetic' or 'memory', whichever takes longer
+  peak_share: float  # useful FLOPs / (seconds x the chip's FLOPs per second)
+
+
+def chip_of(device: jax.Device) -> Chip | None:
+  """The chip of the table; None if it is not in it."""
+  return next((chip for chip in CHIPS if device.device_kind in chip.kinds), None)
+
+
+def bound(chip: Chip, *, flops: float, bytes_accessed: float, useful_flops: float) -> Bound:
+  """max(flops / peak, bytes / bandwidth), of one device; the time of collectives is not in it.
+
+  Args:
+    flops: of the program, with what it computes again to save memory.
+    bytes_accessed: to and from the chip's memory.
+    useful_flops: of the network, see `network_flops`.
+  """
+  arithmetic, memory = flops / chip.flops, bytes_accessed / chip.bandwidth
+  seconds = max(arithmetic, memory)
+  return Bound(seconds, 'arithmetic' if arithmetic >= memory else 'memory', useful_flops / (seconds * chip.flops))
+
+
+def network_flops(apply_fn: Callable, *arguments: Any, train: bool) -> int:
+  """The arithmetic of the convolutions, a multiplication and an addition counting 2, from shapes alone.
+
+  Products with the zeros of the padding are left out, as in XLA's count. The backward pass costs the forward pass once
+  for the inputs' gradient and once for the kernels'; only the images need no gradient. What rematerialisation
+  computes again is not in it, neither are norms, pools and losses.
+
+  Args:
+    apply_fn: the network's forward pass; its first convolution must be the one that reads the images.
+    arguments: of `apply_fn`: arrays or jax.ShapeDtypeStruct.
+    train: count the backward pass too.
+  """
+  forward = list(_convolutions(jax.make_jaxpr(apply_fn)(*arguments).jaxpr))
+  return 3 * sum(forward) - forward[0] if train else sum(forward)
+
+
+def _convolutions(jaxpr: core.Jaxpr) -> Iterator[int]:
+  """FLOPs of each convolution in program order, those in called functions included."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == 'conv_general_dilated':
+      yield _convolution_flops(equation)
+      continue
+    for value in equation.params.values():
+      for part in value if isinstance(value, tuple | list) else (value,):
+        if isinstance(part, core.ClosedJaxpr | core.Jaxpr):
+          yield from _convolutions(part.jaxpr if isinstance(part, core.ClosedJaxpr) else part)
+
+
+def _convolution_flops(equation) -> int:
+  values = equation.params
+  images, kernel = (variable.aval.shape for variable in equation.invars)
+  result = equation.outvars[0].aval.shape
+  images_axes, kernel_axes, result_axes = values['dimension_numbers']
+  products = result[result_axes[0]] * result[result_axes[1]] * kernel[kernel_axes[1]]  # rows, channels out and in
+  for axis, (before, _) in enumerate(values['padding']):
+    products *= _taps(
+      images[images_axes[2 + axis]],
+      kernel[kernel_axes[2 + axis]],
+      result[result_axes[2 + axis]],
+      stride=values['window_strides'][axis],
+      before=before,
+      input_step=values['lhs_dilation'][axis],
+      kernel_step=values['rhs_dilation'][axis],
+    )
+  return 2 * products
+
+
+def _taps(length: int, kernel: int, cells: int, *, stride: int, before: int, input_step: int, kernel_step: int) -> int:
+  """Pairs of a cell of the result and a tap of the kernel, along one axis, that meet a number of the input."""
+  position = stride * np.arange(cells)[:, None] + kernel_step * np.arange(kernel) - before
+  inside = (position >= 0) & (position <= (length - 1) * input_step) & (position % input_step == 0)
+  return int(inside.sum())

@@ -1,0 +1,87 @@
+"""Videos as sequences of RGB images, read and written by OpenCV."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from absl import logging
+
+SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
+_USUAL_RATE = 25.0  # images/s, for files that do not say theirs
+
+
+def is_video(path: Path) -> bool:
+  return path.suffix.lower() in SUFFIXES
+
+
+def claimed_frames(path: Path) -> int:
+  """Number of frames as the file's header has it, which may be off; 0 if unknown."""
+  capture = cv2.VideoCapture(str(path))
+  count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+  capture.release()
+  return max(0, count)
+
+
+def frame_rate(path: Path) -> float:
+  """Images per second."""
+  capture = cv2.VideoCapture(str(path))
+  rate = capture.get(cv2.CAP_PROP_FPS)
+  capture.release()
+  return rate if np.isfinite(rate) and rate > 0 else _USUAL_RATE
+
+
+def read_frames(
+  path: Path, wanted: Callable[[int], bool] = lambda frame: True
+) -> Iterator[tuple[int, np.ndarray | None]]:
+  """(number from 0, uint8 RGB [height, width, 3]) of every frame; of a frame that is not wanted, None.
+
+  Raises:
+    ValueError: not a video that OpenCV reads, or without a frame.
+  """
+  capture = cv2.VideoCapture(str(path))
+  try:
+    count = 0
+    while capture.isOpened() and capture.grab():
+      image = None
+      if wanted(count):
+        decoded, image = capture.retrieve()
+        if not decoded:
+          break
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+      yield count, image
+      count += 1
+    claimed = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+  finally:
+    capture.release()
+  if not count:
+    raise ValueError(f'{path}: is not a video that OpenCV {cv2.__version__} can read, or is cut short')
+  if count < claimed:
+    logging.warning('%s: %d of the %d frames that it claims to have can be read', path, count, claimed)
+
+
+def write_video(path: Path, images: Iterable[np.ndarray], rate: float) -> None:
+  """Writes RGB images of one size as MPEG-4, whole or not at all; an odd side loses its last line.
+
+  Args:
+    path: ends in .mp4.
+    images: uint8 [height, width, 3]; at least one.
+    rate: images per second.
+
+  Raises:
+    ValueError: no images, or OpenCV here cannot write such a file.
+  """
+  unfinished = path.with_name(f'unfinished_{path.name}')
+  writer = None
+  for image in images:
+    image = image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]
+    if writer is None:
+      size = image.shape[1], image.shape[0]
+      writer = cv2.VideoWriter(str(unfinished), cv2.VideoWriter_fourcc(*'mp4v'), rate, size)
+      if not writer.isOpened():
+        raise ValueError(f'{path}: OpenCV {cv2.__version__} cannot write MPEG-4 of {size[0]} x {size[1]} pixels here')
+    writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+  if writer is None:
+    raise ValueError(f'{path}: no images to write')
+  writer.release()
+  unfinished.replace(path)
