@@ -16,8 +16,10 @@ import pytest
 from tests import tiny_run
 
 STEPS = 24
-OVERRIDES = {'total_steps': STEPS, 'eval_every': STEPS, 'checkpoint_every': 4, 'group_size': 2}
+OVERRIDES = {'total_steps': STEPS, 'eval_every': STEPS, 'checkpoint_every': 4, 'group_size': 2, 'model.stacks': 1}
 TRAIN_ONLY = {'mode': 'train'}
+# The second of two processes finds nothing in the cache of compiled programs: its CPU has another number.
+QUICK = {'XLA_FLAGS': '--xla_backend_optimization_level=0'}
 STOPPED, ALONE = 75, 76  # exit codes
 LIMIT = 600  # seconds, for a machine that has much else to do
 
@@ -64,7 +66,7 @@ def start(workdir: Path, overrides: dict, name: str, second: dict | None = None)
     changes = overrides | (second or {} if index else {})
     command = tiny_run.command(workdir, 'configs/coco_json.py', changes) + own
     with open(texts[-1], 'w') as output:
-      settings = dict(cwd=tiny_run.ROOT, env=tiny_run.environment(), stdout=output, stderr=subprocess.STDOUT)
+      settings = dict(cwd=tiny_run.ROOT, env=tiny_run.environment(**QUICK), stdout=output, stderr=subprocess.STDOUT)
       hosts.append(subprocess.Popen(command, **settings))
   return Pair(tuple(hosts), tuple(texts))
 
@@ -85,7 +87,7 @@ def unequal(overrides, tmp_path_factory):
 def alone(overrides, tmp_path_factory):
   """The run folder of one process."""
   workdir = tmp_path_factory.mktemp('alone') / 'run'
-  code, said = tiny_run.run(workdir, overrides)
+  code, said = tiny_run.run(workdir, overrides, **QUICK)
   assert code == 0, said
   return workdir
 
@@ -182,10 +184,11 @@ def test_when_one_is_told_to_stop_both_save_the_same_step(stopped):
   assert all(f'continuing at step {newest} of {STEPS}' in pair.said(i) for i in range(2))
 
 
-def test_both_started_again_end_as_if_nothing_had_happened(stopped, together, overrides):
+def test_one_process_ends_what_two_began_as_if_nothing_had_happened(stopped, together, overrides):
+  """Whose restart after the kill also is in this curve."""
   workdir, *_ = stopped
-  pair = start(workdir, overrides | TRAIN_ONLY, 'finished')
-  assert pair.wait() == (0, 0), pair.said(0) + pair.said(1)
+  code, said = tiny_run.run(workdir, overrides | TRAIN_ONLY, **QUICK)
+  assert code == 0, said
   np.testing.assert_allclose(losses(workdir), losses(together[0]), rtol=1e-6)
 
 
