@@ -57,7 +57,7 @@ DATA = [
 COMMANDS = {
   'misspelled_key': (
     [*SHAPES, '--config.totl_steps=5'],
-    r"unknown key 'totl_steps' in config; did you mean 'total_steps'\? Known keys: accumulate, augment, average_decay, ",
+    r"unknown key 'totl_steps' in config; did you mean 'total_steps'\? Known keys: accumulate, augment, average_decay,",
   ),
   'misspelled_nested_key': (
     [*SHAPES, '--config.total_steps=7', '--config.model.center_poling=false'],
