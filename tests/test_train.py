@@ -374,3 +374,21 @@ def test_a_second_signal_ends_at_once():
       time.sleep(1)
   assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
   signal.signal(signal.SIGINT, started_with)
+
+
+def test_the_log_is_at_its_destination_before_a_checkpoint_is(config, losses, tmp_path, monkeypatch):
+  """Behind a URL lines are local until they are flushed, and a killed process takes those with it."""
+  flushed, saved, flush, save = [], [], train.MetricWriter.flush, train.Checkpoints.save
+
+  def note_flush(self):
+    flush(self)
+    flushed.append(tiny_run.rows(tmp_path)[-1]['step'])
+
+  def note_save(self, state, record):
+    saved.append((record.step, flushed[-1]))
+    save(self, state, record)
+
+  monkeypatch.setattr(train.MetricWriter, 'flush', note_flush)
+  monkeypatch.setattr(train.Checkpoints, 'save', note_save)
+  train.train(config, tmp_path)
+  assert saved == [(step, step) for step in (3, 6, 9, 10)]

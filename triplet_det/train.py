@@ -153,6 +153,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
 
   def save() -> None:
     settle()
+    writer.flush()  # what is behind a URL only then is there; a restart needs the log up to its checkpoint
     checkpoints.save(state, dataclasses.replace(record, step=step, unlogged=tuple(unlogged)))
 
   try:
