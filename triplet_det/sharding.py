@@ -26,7 +26,7 @@ _METADATA = 'computeMetadata/v1/instance/attributes/worker-network-endpoints'
 
 
 class HostsMissing(RuntimeError):
-  """The processes of the other hosts did not come."""
+  """The other hosts cannot be reached."""
 
 
 def started_by(environment: Mapping[str, str]) -> str | None:
@@ -67,7 +67,7 @@ def join_hosts(
 
   Raises:
     ValueError: only some of the three are given.
-    HostsMissing: the others did not come in time.
+    HostsMissing: they cannot be reached. If they do not come in time JAX aborts the process (exit code 134).
   """
   given = (coordinator, num_hosts, host_index)
   by_hand = None not in given
@@ -80,7 +80,8 @@ def join_hosts(
     variable = 'metadata of the TPU slice'
   if not by_hand and variable is None:
     return
-  logging.info('waiting for the other hosts (%s) ...', coordinator or variable)
+  # JAX ends the process itself when that time is over: nothing could be said after it.
+  logging.info('waiting for the other hosts (%s), at most %d s ...', coordinator or variable, timeout)
   try:
     jax.distributed.initialize(
       coordinator,
@@ -91,9 +92,7 @@ def join_hosts(
     )
   except Exception as error:  # jaxlib has no class of its own for it
     reason = str(error).strip().splitlines()[0]
-    raise HostsMissing(
-      f'the other hosts did not come within {timeout} s ({coordinator or variable}): {reason}'
-    ) from error
+    raise HostsMissing(f'the other hosts cannot be reached ({coordinator or variable}): {reason}') from error
   logging.info(
     'process %d of %d: %d of %d %s device(s)',
     *(jax.process_index(), jax.process_count(), jax.local_device_count(), jax.device_count(), jax.default_backend()),
