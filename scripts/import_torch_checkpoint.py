@@ -11,6 +11,7 @@ and CornerNet are told apart by their keys. `--annotations` gives the categories
 import argparse
 import collections
 import dataclasses
+import hashlib
 import pickle
 import re
 import sys
@@ -26,22 +27,40 @@ from triplet_det.data.annotations import read_annotations
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-  """The arrays of a .pkl or .pth file, old pickled or new zip format."""
+  """The arrays of a .pkl or .pth file, old pickled or new zip format.
+
+  Raises:
+    ValueError: it holds something else, or torch is not there.
+  """
   try:
     import torch
   except ImportError:
-    sys.exit('error: reading PyTorch files needs torch: pip install -e .[torch]')
-  if not path.exists():
-    sys.exit(f'error: no file {path}')
+    raise ValueError('reading PyTorch files needs torch: pip install -e .[torch]') from None
   try:
     # weights_only: tensors are rebuilt, and a pickle that wants anything else done is refused before it is done.
     loaded = torch.load(path, map_location='cpu', weights_only=True)
   except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-    sys.exit(f'error: {path} is refused, it is not a file of weights alone: {str(error).splitlines()[0]}')
+    reason = str(error).splitlines()[0].partition('. ')[0]  # what follows tells how to execute the file nevertheless
+    raise ValueError(f'refused, it is not a PyTorch file of weights alone ({reason}): give one') from None
   loaded = loaded.get('state_dict', loaded) if isinstance(loaded, dict) else loaded
   if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
-    sys.exit(f'error: {path} holds a {type(loaded).__name__}, not a state dict of tensors')
+    raise ValueError(f'holds a {type(loaded).__name__}, not a state dict of tensors: save model.state_dict()')
   return {key: tensor.numpy() for key, tensor in loaded.items()}
+
+
+def checksum(path: Path, expected: str | None = None) -> str:
+  """The SHA-256 of a file.
+
+  Raises:
+    FileNotFoundError, ValueError: there is none, or another one was `expected`.
+  """
+  if not path.is_file():
+    raise FileNotFoundError('no file there: give a .pkl or .pth')
+  with path.open('rb') as file:
+    found = hashlib.file_digest(file, 'sha256').hexdigest()
+  if expected and found != expected.lower():
+    raise ValueError(f'has SHA-256 {found}, --sha256 says {expected}: not the file that was meant, fetch it again')
+  return found
 
 
 def format_table(state_dict: dict[str, np.ndarray], model: dict) -> str:
@@ -83,17 +102,20 @@ def main() -> None:
   parser.add_argument('out', type=Path, help='run folder to write')
   parser.add_argument('--annotations', type=Path, help='COCO JSON with the categories, in order (default: COCO itself)')
   parser.add_argument('--step', type=int, help='training steps (default: the number at the end of the file name)')
+  parser.add_argument('--sha256', help='refuse the file if this is not its checksum')
   arguments = parser.parse_args()
-  state_dict = read_state_dict(arguments.file)
   digits = re.search(r'(\d+)$', arguments.file.stem)
   step = arguments.step if arguments.step is not None else int(digits[1]) if digits else 0
   try:
+    digest = checksum(arguments.file, arguments.sha256)
+    state_dict = read_state_dict(arguments.file)
     record = write_run(state_dict, arguments.out, arguments.annotations, step)
   except (ValueError, FileNotFoundError) as error:
-    sys.exit(f'error: {arguments.file}: {error}')
+    parser.error(f'{arguments.file}: {error}')
   kind = 'CenterNet' if record.model['center_branch'] else 'CornerNet'
   stacks, classes = record.model['stacks'], len(record.categories)
   print(f'{kind}, {stacks} stack(s), {classes} classes, step {step} -> {arguments.out}')
+  print(f'SHA-256 of {arguments.file.name}: {digest}')
   print(format_table(state_dict, record.model))
 
 

@@ -1,6 +1,7 @@
 """scripts/import_torch_checkpoint.py and back: files as the authors wrote them, and files that should be refused."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import pickle
@@ -50,8 +51,13 @@ def test_there_and_back(released, annotations, tmp_path, zipped):
   tensors = {f'module.{key}': torch.from_numpy(np.array(value)) for key, value in weights.items()}
   torch.save(tensors, given, _use_new_zipfile_serialization=zipped)
 
-  done = run('import_torch_checkpoint', given, tmp_path / 'run', '--annotations', annotations)
+  digest = hashlib.sha256(given.read_bytes()).hexdigest()
+  refused = run('import_torch_checkpoint', given, tmp_path / 'run', '--sha256', '0' * 64)
+  assert refused.returncode == 2 and digest in refused.stderr and not (tmp_path / 'run').exists()
+  command = ('import_torch_checkpoint', given, tmp_path / 'run', '--annotations', annotations, '--sha256', digest)
+  done = run(*command)
   assert done.returncode == 0, done.stderr
+  assert f'SHA-256 of {given.name}: {digest}' in done.stdout
   assert f'2 stack(s), 5 classes, step 480000 -> {tmp_path / "run"}' in done.stdout
   assert 'top_left_0' in done.stdout and 'tl_cnvs.0' in done.stdout
   variables, record = checkpoints.load_weights(tmp_path / 'run')
