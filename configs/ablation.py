@@ -4,7 +4,7 @@
   python -m triplet_det.main --config configs/ablation.py:row=5,small=1 --workdir runs/small  # the embedded data set
 
 Everything but the switches is equal in all rows. AP on COCO validation in the paper: 37.6, 38.3, 39.9, 40.8, 41.3.
-`scripts/tables.py table4` trains the rows and prints them beside the paper's.
+`scripts/tables.py table4 --runs runs/tables` trains the rows and prints them beside the paper's.
 """
 
 from ml_collections import ConfigDict

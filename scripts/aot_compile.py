@@ -34,8 +34,8 @@ import jax
 from absl import app, flags
 from jax.experimental import topologies
 
+from triplet_det import limits, plan, sharding
 from triplet_det import main as program
-from triplet_det import plan, sharding
 from triplet_det.progress import show_messages
 
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'v5e:2x4 or another TPU slice, or h100:8')
@@ -120,6 +120,7 @@ def main(argv: list[str]) -> None:
   config = flags.FLAGS.config
   chosen = {'': (plan.STEP, plan.DETECTION), 'step': (plan.STEP,), 'detection': (plan.DETECTION,)}
   try:
+    limits.check(config.to_dict())
     size = canvas_size(_CANVAS.value)
     mesh = sharding.make_mesh(devices_of(_TOPOLOGY.value), state_shards=config.state_shards)
     found = plan.make_plan(config, mesh, _CLASSES.value, programs=chosen[_ONLY.value], canvas_size=size, hlo=_HLO.value)

@@ -22,11 +22,11 @@ def main() -> None:
   try:
     import torch
   except ImportError:
-    sys.exit('error: writing PyTorch files needs torch: pip install -e .[torch]')
+    parser.error('writing PyTorch files needs torch: pip install -e .[torch]')
   try:
     variables, record = checkpoints.load_weights(arguments.checkpoint)
-  except (FileNotFoundError, checkpoints.Unreadable) as error:
-    sys.exit(f'error: {error}')
+  except (FileNotFoundError, ValueError) as error:
+    parser.error(str(error))
   arrays = torch_import.export_state_dict(variables, record.model)
   torch.save({f'module.{key}': torch.from_numpy(array) for key, array in arrays.items()}, arguments.file)
   print(f'{len(arrays)} arrays of step {record.step} -> {arguments.file}')

@@ -47,12 +47,15 @@ def main() -> None:
   parser.add_argument('--config', required=True, help='whose data.eval the runs were evaluated on')
   parser.add_argument('--threshold', type=float, default=0.3, help='on the score (default: %(default)s)')
   arguments = parser.parse_args()
-  ground_truth = pipeline.open_source(**load_config(arguments.config).data.eval).ground_truth
+  try:
+    ground_truth = pipeline.open_source(**load_config(arguments.config).data.eval).ground_truth
+  except (FileNotFoundError, ValueError) as error:
+    parser.error(str(error))
   print(f'{"run":<24}' + ''.join(f'{"false " + size + " of all":>22}' for size in SIZES))
   for run in arguments.runs:
     results = sorted(run.glob('eval/*/results.json'), key=lambda path: path.stat().st_mtime)
     if not results:
-      parser.error(f'no eval/*/results.json in {run}')
+      parser.error(f'no eval/*/results.json in {run}: give run folders that were evaluated')
     counts = count(ground_truth, json.loads(results[-1].read_text()), arguments.threshold)
     print(f'{run.name:<24}' + ''.join(f'{false:>14} of {boxes:<4}' for false, boxes in counts.values()))
 

@@ -67,7 +67,10 @@ def since(start: float) -> str:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('networks', nargs='*', default=list(PARAMETERS), help='default: both')
-  for name in parser.parse_args().networks:
+  networks = parser.parse_args().networks
+  if unknown := [name for name in networks if name not in PARAMETERS]:
+    parser.error(f'no network {", ".join(unknown)}; possible: {", ".join(PARAMETERS)}')
+  for name in networks:
     check(name)
 
 

@@ -96,7 +96,7 @@ def main() -> None:
   try:
     made = pack(arguments.run, arguments.out)
   except (FileNotFoundError, ValueError) as error:
-    sys.exit(f'error: {error}')
+    parser.error(str(error))
   print(f'float32 {made["float32_metrics"]}\nfloat16 {made["metrics"]}\n{made["bytes"]:,} bytes in {arguments.out}')
 
 

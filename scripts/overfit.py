@@ -14,15 +14,25 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from triplet_det import places
+from triplet_det.data.annotations import read_ground_truth
 
 
 def subset(annotations: Path, count: int, least: int, most: int) -> dict:
-  """The COCO dict of the first `count` images by id with `least` to `most` objects that are not crowds."""
-  data = json.loads(annotations.read_text())
+  """The COCO dict of the first `count` images by id with `least` to `most` objects that are not crowds.
+
+  Raises:
+    FileNotFoundError, ValueError: no sound COCO JSON, or too few such images.
+  """
+  data = read_ground_truth(annotations)
   objects = collections.Counter(a['image_id'] for a in data['annotations'] if not a.get('iscrowd', 0))
   images = sorted((i for i in data['images'] if least <= objects[i['id']] <= most), key=lambda i: i['id'])[:count]
   if len(images) < count:
-    sys.exit(f'error: {annotations} has {len(images)} images with {least} to {most} objects, {count} are needed')
+    raise ValueError(
+      f'{annotations} has {len(images)} images with {least} to {most} objects, {count} are needed: give --count'
+    )
   kept = {image['id'] for image in images}
   annotations = [a for a in data['annotations'] if a['image_id'] in kept and not a.get('iscrowd', 0)]
   used = {a['category_id'] for a in annotations}
@@ -38,13 +48,17 @@ def main() -> None:
   parser.add_argument('--count', type=int, default=8, help='images (default %(default)s)')
   parser.add_argument('--steps', type=int, default=700, help='training steps (default %(default)s)')
   arguments, overrides = parser.parse_known_args()
-  arguments.out.mkdir(parents=True, exist_ok=True)
-  chosen = arguments.out.resolve() / 'subset.json'
-  chosen.write_text(json.dumps(subset(arguments.annotations, arguments.count, 3, 15)))
-  command = [sys.executable, '-m', 'triplet_det.main', '--config=configs/coco_json.py', f'--workdir={chosen.parent}']
+  try:
+    chosen = subset(arguments.annotations, arguments.count, 3, 15)
+    places.make_folder('--out', arguments.out)
+  except (FileNotFoundError, ValueError) as error:
+    parser.error(str(error))
+  written = arguments.out.resolve() / 'subset.json'
+  written.write_text(json.dumps(chosen))
+  command = [sys.executable, '-m', 'triplet_det.main', '--config=configs/coco_json.py', f'--workdir={written.parent}']
   for split in ('train', 'eval'):
     command.append(f'--config.data.{split}.images={arguments.images.resolve()}')
-    command.append(f'--config.data.{split}.annotations={chosen}')
+    command.append(f'--config.data.{split}.annotations={written}')
   command += [
     f'--config.total_steps={arguments.steps}',
     f'--config.eval_every={arguments.steps}',
@@ -53,7 +67,7 @@ def main() -> None:
     '--config.colour_jitter=0.1',
     '--config.lighting=0.0',
   ]
-  subprocess.run(command + overrides, cwd=ROOT, check=True)
+  sys.exit(subprocess.run(command + overrides, cwd=ROOT, check=False).returncode)
 
 
 if __name__ == '__main__':

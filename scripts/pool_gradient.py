@@ -9,6 +9,7 @@ compiler's estimate in cycles instead of the time, and the bytes it counts. The 
 """
 
 import argparse
+import functools
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -43,7 +44,7 @@ def programs(shape: Sequence[int], dtype: str, device: jax.Device) -> dict[str, 
   options = sharding.compiler_options(sharding.make_mesh([device]))
   compiled = {}
   for name, (pool, axis) in POOLS.items():
-    derived = lambda x, axis=axis: lax.cummax(x, axis, reverse=True)  # JAX derives the gradient of this
+    derived = functools.partial(lax.cummax, axis=axis, reverse=True)  # JAX derives the gradient of this
     for how, function in (('own gradient', pool), ('automatic', derived)):
       compiled[f'{name}, {how}'] = jax.jit(value_and_gradient(function)).lower(x, x).compile(options)
   return compiled
@@ -87,10 +88,13 @@ def measured_seconds(compiled: dict[str, jax.stages.Compiled], arguments: argpar
   return {name: sorted(turns.seconds(name).values())[len(turns.rounds) // 2] for name in arms}
 
 
+def _sizes(text: str) -> tuple[int, ...]:
+  return tuple(int(side) for side in text.split(','))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  sizes = lambda text: tuple(int(side) for side in text.split(','))
-  parser.add_argument('--shape', type=sizes, default=(8, 32, 32, 32), help='images,height,width,channels')
+  parser.add_argument('--shape', type=_sizes, default=(8, 32, 32, 32), help='images,height,width,channels')
   parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
   parser.add_argument('--topology', help='v5e:2x2 for example: compile for a TPU that is not here')
   parser.add_argument('--pairs', type=int, default=5, help='quiet rounds that are wanted')

@@ -5,12 +5,12 @@ python scripts/quirks.py --checkpoint runs/shapes --config configs/shapes.py
 
 import argparse
 import dataclasses
-import importlib.util
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from scripts.runs import load_config
 from triplet_det import checkpoints, evaluate
 from triplet_det.data import pipeline
 from triplet_det.evaluators import coco_ap, coco_results
@@ -31,13 +31,14 @@ QUIRKS = dict(
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--checkpoint', required=True, help='run folder')
-  parser.add_argument('--config', type=Path, required=True, help='config whose data.eval is evaluated')
+  parser.add_argument('--config', required=True, help='config whose data.eval is evaluated, with its variant')
   arguments = parser.parse_args()
-  spec = importlib.util.spec_from_file_location('config', arguments.config)
-  config = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(config)
-  source = pipeline.open_source(**config.get_config().data.eval)
-  variables, record = checkpoints.load_weights(arguments.checkpoint)
+  try:
+    variables, record = checkpoints.load_weights(arguments.checkpoint)
+    source = pipeline.open_source(**load_config(arguments.config).data.eval)
+    evaluate.check_categories(source, record.categories)
+  except (FileNotFoundError, ValueError) as error:
+    parser.error(str(error))
   module = detector.build(record.model)
   sound = evaluate.settings_for(record.test)
 

@@ -149,11 +149,13 @@ def load_config(page: str, *overrides: str) -> ConfigDict:
   try:
     config = config_flags.DEFINE_config_file('config', flag_values=own, sys_argv=argv)
     own(argv)
+    config.value.keys()  # of a file that could not be opened, the first use raises
     return config.value
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
     reason = str(error.args[0] if error.args else error).strip().splitlines()
     where = ' '.join([page, *overrides])
-    raise ValueError(f'{where}: {reason[-1] if "whilst parsing" in reason[0] else " ".join(reason)}') from error
+    long = 'whilst parsing' in reason[0] or isinstance(error, OSError)  # ml_collections tells all that it tried
+    raise ValueError(f'{where}: {reason[-1].strip() if long else " ".join(reason)}') from error
 
 
 def training_values(config: Mapping) -> Iterator[tuple[str, object]]:

@@ -256,4 +256,4 @@ def test_script(tiny, tmp_path):
   again = run('--coco', str(tiny.root), '--data_dir', 'out', '--splits', 'val2017')
   assert 'already prepared: ' in again.stdout and '\nprepared: ' not in again.stdout
   missing = run('--coco', str(tmp_path / 'nowhere'), '--data_dir', 'out2')
-  assert missing.returncode == 1 and 'no annotations at' in missing.stderr and 'Traceback' not in missing.stderr
+  assert missing.returncode == 2 and 'no annotations at' in missing.stderr and 'Traceback' not in missing.stderr

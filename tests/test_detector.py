@@ -172,7 +172,7 @@ def test_image_side_that_cannot_be_halved(shape, message):
     (dict(blocks=(1, 1, 1)), r'2 dims \(8, 12\), 3 blocks \(1, 1, 1\)'),
     (dict(dims=(8,), blocks=(1,)), 'at least 2 levels'),
     (dict(norm_running='last'), "model.norm_running is 'last'; possible: all, first"),
-    (dict(remat='all'), "model.remat is 'all'; possible: none, norms, blocks"),
+    (dict(remat='all'), "model.remat is 'all'; possible: none, blocks"),
   ],
 )
 def test_build_says_what_is_wrong(change, message):

@@ -128,7 +128,8 @@ def test_other_categories_stop_a_training(tmp_path):
 def test_no_object_to_learn(tmp_path):
   crowds = doctor.examine(write(tmp_path, {'a.png': [(4, [5, 5, 30, 30], 900, 1)]}))
   [text] = doctor.diagnose(crowds, **EASY).fatal
-  assert text == f'{tmp_path}/annotations.json has no object to learn: 1 boxes, all around groups (iscrowd)'
+  told = '1 boxes, all around groups (iscrowd); augment.train_on_crowd=True takes these for objects'
+  assert text == f'{tmp_path}/annotations.json has no object to learn: {told}'
 
 
 def test_tiny_objects_and_small_images(tmp_path):

@@ -239,8 +239,8 @@ def test_through_main(runs):
   total, kept = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (after['params'], parts))
   assert f'{100 * kept / total:.1f} % of the parameters are frozen' in said
   row = re.search(r'^  all +([\d,]+) +([\d,]+) +([\d,]+) ', said, re.M)
-  # In each of two branches in each of two stacks a class has 8 numbers in the kernel and one in the bias.
-  assert [int(number.replace(',', '')) for number in row.groups()] == [total - 36, 36, 2 * 36]
+  # In each of two branches a class has 8 numbers in the kernel and one in the bias.
+  assert [int(number.replace(',', '')) for number in row.groups()] == [total - 18, 18, 2 * 18]
 
 
 def test_a_run_that_continues_ignores_init_from(runs, caplog):

@@ -28,7 +28,7 @@ STOREYS = [
   ['torch_import'],
   ['data'],
   ['inference'],
-  ['canvas'],
+  ['canvas', 'limits', 'places'],
   ['nms', 'decode'],
   ['losses', 'targets', 'photometric'],
   ['models'],

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts import paper, runs, side_by_side, speed, tables
+from scripts import detection_parts, paper, runs, side_by_side, speed, tables
 from triplet_det import inference
 from triplet_det.models import detector
 
@@ -470,7 +470,7 @@ def test_the_ratio_is_the_median_of_the_rounds_ratios():
 @pytest.mark.parametrize('name', speed.NETWORKS)
 def test_the_objects_added_to_the_maps_are_found(name):
   """As boxes of the image: whatever the network, 20 of them stand out, the same for both."""
-  maps = speed.objects_in_maps(48, 64, 8, centers=name == 'centernet')
+  maps = detection_parts.objects_in_maps(48, 64, 8, centers=name == 'centernet')
   wanted = [
     (c, 4 * np.array([x1, y1, x2, y2]) + 2)  # pixels: cells of 4, offset one half
     for y1, x1, c in zip(*np.nonzero(maps.tl_heat[0] > 0))
@@ -502,5 +502,5 @@ def test_speed_of_a_tiny_network(tmp_path, capsys, monkeypatch):
   assert ratio['runs']['round 1'] == pytest.approx(first)
   assert found['recipe']['hg'] == 'tiny' and found['recipe']['width'] == 63 and 'versions.jax' in found['recipe']
   told = '\n'.join(found['notes'])
-  assert 'load average before and after' in told and 'CenterNet: random weights, objects added to the maps; ' in told
+  assert 'meanwhile other processes kept' in told and 'CenterNet: random weights, objects added to the maps; ' in told
   assert ' 0 boxes' not in told

@@ -150,7 +150,7 @@ def exact(batch):
   return exact_step(batch)
 
 
-@pytest.mark.parametrize('changes', [dict(remat='norms'), dict(remat='blocks'), dict(accumulate=2)], ids=str)
+@pytest.mark.parametrize('changes', [dict(remat='blocks'), dict(accumulate=2)], ids=str)
 def test_rematerialised_or_in_parts_it_is_the_same_step(batch, exact, changes):
   got = exact_step(batch, **changes)
   assert jax.tree.structure(got) == jax.tree.structure(exact)

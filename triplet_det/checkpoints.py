@@ -36,11 +36,16 @@ class RunRecord:
 
   @classmethod
   def from_json(cls, record: Mapping) -> 'RunRecord':
+    known = [field.name for field in dataclasses.fields(cls)]
+    if unknown := sorted(set(record) - set(known)):
+      raise ValueError(
+        f'its record has {", ".join(unknown)}, this version knows {", ".join(known)}: update triplet_det'
+      )
     unlogged = tuple((step, metrics) for step, metrics in record['unlogged'])
     return cls(**{**record, 'categories': CategoryTable.from_coco(record['categories']), 'unlogged': unlogged})
 
 
-class Unreadable(RuntimeError):
+class Unreadable(ValueError):
   """There are checkpoints, and none can be read."""
 
 
@@ -97,7 +102,7 @@ class Checkpoints:
       model: the model config of this run.
 
     Raises:
-      ValueError: the checkpoint is of another network; names every key that differs.
+      ValueError: the checkpoint is of another network (names every key that differs) or another optimizer.
       Unreadable: there are states and none can be read; they stay where they are.
     """
     failures = {}
@@ -106,7 +111,7 @@ class Checkpoints:
       try:
         record = _read_record(directory)
         check_same_model(directory, record.model, model)
-        _check_averages(directory, like)
+        _check_state(directory, like)
         restored = self._states.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
       except _Misfit:
         raise
@@ -120,7 +125,10 @@ class Checkpoints:
       return restored.state, record
     if failures:
       listed = '; '.join(f'{directory.name}: {reason}' for directory, reason in failures.items())
-      raise Unreadable(f'none of the {len(failures)} checkpoints in {self._states.directory} can be read: {listed}')
+      raise Unreadable(
+        f'none of the {len(failures)} checkpoints in {self._states.directory} can be read: {listed}. Copy them again, '
+        'or give another --workdir'
+      )
     return None
 
   def close(self) -> None:
@@ -154,8 +162,8 @@ def model_differences(
   ]
 
 
-def _check_averages(directory: epath.Path, like: Any) -> None:
-  """Raises ValueError when only one of the saved and the wanted state keeps moving averages."""
+def _check_state(directory: epath.Path, like: Any) -> None:
+  """Raises ValueError when the saved and the wanted state have other parts, or only one keeps moving averages."""
   tree = ocp.PyTreeCheckpointHandler().metadata(directory / 'state').tree
   saved, wanted = bool(tree.get('average')), bool(getattr(like, 'average', None))
   if saved != wanted:
@@ -163,6 +171,22 @@ def _check_averages(directory: epath.Path, like: Any) -> None:
     raise _Misfit(
       f'{directory} {kept[saved]}, this run {kept[wanted]}: give the average_decay of that run, or another --workdir'
     )
+  there, here = _array_names(tree), _array_names(like)
+  if there != here:
+    only = [
+      f'{len(a - b)} arrays are only {where} ({min(a - b)}, ...)'
+      for a, b, where in ((there, here, 'there'), (here, there, 'here'))
+      if a - b
+    ]
+    raise _Misfit(
+      f'{directory} is the state of another program or optimizer: {"; ".join(only)}. Give another --workdir; '
+      f'--config.init_from={directory} starts it with the weights alone'
+    )
+
+
+def _array_names(tree: Any) -> set[str]:
+  """'params/stem/conv/kernel', however the branches are made."""
+  return {jax.tree_util.keystr(at, simple=True, separator='/') for at, _ in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def load_weights(path: epath.PathLike, *, which: str = BEST) -> tuple[dict[str, Any], RunRecord]:
@@ -184,7 +208,9 @@ def load_weights(path: epath.PathLike, *, which: str = BEST) -> tuple[dict[str, 
   try:
     return _read_variables(_absolute(directory) / 'state'), _read_record(directory)
   except Exception as error:  # whatever orbax, tensorstore and JSON raise for broken files
-    raise Unreadable(f'the checkpoint {directory} cannot be read: {_one_line(error)}') from error
+    raise Unreadable(
+      f'the checkpoint {directory} cannot be read: {_one_line(error)}. Copy it again, or give another one'
+    ) from error
 
 
 def _read_variables(directory: epath.Path) -> dict[str, Any]:
@@ -207,7 +233,8 @@ def _newest_below(path: epath.Path, which: str) -> epath.Path:
     if steps:
       return folder / str(max(steps))
   raise FileNotFoundError(
-    f'no checkpoint in {path}: expected a run folder with {BEST}/ or {STATES}/ in it, or one checkpoint folder'
+    f'no checkpoint in {path}: expected a run folder with {BEST}/ or {STATES}/ in it, or one checkpoint folder: give '
+    'one, or train first'
   )
 
 

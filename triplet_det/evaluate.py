@@ -17,6 +17,7 @@ from triplet_det.categories import CategoryTable
 from triplet_det.data import pipeline
 from triplet_det.evaluators import coco_ap, coco_results, false_discovery
 from triplet_det.metric_writers import json_safe
+from triplet_det.models import conv
 from triplet_det.models.detector import Detector
 from triplet_det.progress import ProgressLine
 from triplet_det.structs import Detections, KeypointMaps
@@ -30,11 +31,23 @@ def make_detector(
   batch_size: int,
   sharding: jax.sharding.NamedSharding | None = None,
 ) -> inference.Detector:
-  """The network as a function from images to detections."""
+  """The network, its norms folded into its convolutions, as a function from images to detections."""
+  check_canvases(module, settings)
+  apply_fn = last_stack(module.clone(norm_folded=True))
+  placement = dict(batch_size=batch_size, sharding=sharding)
+  return inference.Detector(apply_fn, variables, settings, prepare=conv.fold_norms, **placement)
+
+
+def check_canvases(module: Detector, settings: inference.Settings) -> None:
+  """Raises ValueError if the network cannot work on the canvases of the settings."""
   needed = module.config.size_multiple
   if settings.canvas_multiple % needed:
     raise ValueError(f'test.canvas_multiple is {settings.canvas_multiple}, the network needs a multiple of {needed}')
-  return inference.Detector(last_stack(module), variables, settings, batch_size=batch_size, sharding=sharding)
+
+
+def folded(module: Detector, variables: Mapping) -> tuple[Detector, dict]:
+  """The network that is tested: `module` and its variables (then NumPy) without norms of their own."""
+  return module.clone(norm_folded=True), conv.fold_norms(variables)
 
 
 def last_stack(module: Detector) -> Callable[..., KeypointMaps]:
@@ -44,7 +57,15 @@ def last_stack(module: Detector) -> Callable[..., KeypointMaps]:
 
 def settings_for(test: Mapping, image_scale: float = 1.0) -> inference.Settings:
   """The settings of a config or checkpoint, for images that are worked on at `image_scale` of their resolution."""
+  known = [field.name for field in dataclasses.fields(inference.Settings)]
+  if unknown := sorted(set(test) - set(known)):
+    raise ValueError(
+      f'unknown test settings {", ".join(unknown)}; known: {", ".join(known)}. If a checkpoint brings them, it is of '
+      'another version: update triplet_det'
+    )
   values = {name: tuple(value) if isinstance(value, list) else value for name, value in test.items()}
+  if values['center_scale'] not in values['scales']:
+    raise ValueError(f'test.center_scale is {values["center_scale"]}: give one of test.scales, {values["scales"]}')
   scales = tuple(scale * image_scale for scale in values.pop('scales'))
   return inference.Settings(scales=scales, **values | {'center_scale': values['center_scale'] * image_scale})
 
@@ -219,13 +240,20 @@ def read_metrics(directory: epath.PathLike) -> dict[str, float]:
 def check_categories(source: pipeline.Source, categories: CategoryTable) -> None:
   """Raises ValueError if the data have other categories than the checkpoint."""
   if source.categories != categories:
-    raise ValueError('the data do not fit the checkpoint: ' + differences(categories, source.categories))
+    differing = differences(categories, source.categories)
+    raise ValueError(
+      f'the data do not fit the checkpoint: {differing}. Give the data of that run, or another checkpoint'
+    )
 
 
 def differences(ours: CategoryTable, theirs: CategoryTable) -> str:
   """How the category table `theirs` departs from `ours`, for a message."""
-  missing = sorted(set(theirs.names) - set(ours.names))
-  extra = sorted(set(ours.names) - set(theirs.names))
+
+  def listed(names: set[str]) -> str:
+    first = sorted(names)[:5]
+    return (str(first) if first else 'none') + (f' and {len(names) - 5} more' if len(names) > 5 else '')
+
+  missing, extra = set(theirs.names) - set(ours.names), set(ours.names) - set(theirs.names)
   if not missing and not extra:
     return f'the {len(ours)} category names agree, their order or ids differ'
-  return f'{len(theirs)} categories instead of {len(ours)}; not known: {missing or "none"}; lacking: {extra or "none"}'
+  return f'{len(theirs)} categories instead of {len(ours)}; not known: {listed(missing)}; lacking: {listed(extra)}'

@@ -27,10 +27,10 @@ from flax import traverse_util
 from jax import export as jax_export
 
 import triplet_det
-from triplet_det import evaluate, inference, loading, photometric
+from triplet_det import evaluate, inference, loading, photometric, places
 from triplet_det.canvas import Placement
 from triplet_det.exported import FORMAT, SIDECAR, SUFFIX, WEIGHTS, Canvases, Program, Sidecar
-from triplet_det.models import conv, detector
+from triplet_det.models import detector
 from triplet_det.progress import show_messages
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
@@ -110,9 +110,8 @@ def export(
       f'{checkpoint} is tested with test.stale_rows, the published soft-NMS that leaves stale rows; it works on the '
       'host and cannot become part of a program: export with --sound_nms, which takes the sound soft-NMS instead'
     )
-  module = detector.build(record.model).clone(norm_folded=True)
-  folded = conv.fold_norms(variables)
-  evaluate.make_detector(module, folded, settings, batch_size=batch_size)  # raises if they do not fit each other
+  module, folded = evaluate.folded(detector.build(record.model), variables)
+  evaluate.check_canvases(module, settings)
   program = detection_program(evaluate.last_stack(module), settings)
   weights = traverse_util.flatten_dict(folded, sep='/')
 
@@ -134,7 +133,6 @@ def export(
     ),
   )
   unfinished = out.with_name(f'unfinished_{out.name}')
-  out.parent.mkdir(parents=True, exist_ok=True)
   with zipfile.ZipFile(unfinished, 'w', zipfile.ZIP_DEFLATED) as archive:
     archive.writestr(SIDECAR, json.dumps(dataclasses.asdict(sidecar), indent=1))
     for one in programs:
@@ -225,6 +223,7 @@ def _check(checkpoint, out: Path, sizes, platforms: Sequence[str], batch_size: i
     raise ValueError(f'unknown platform {", ".join(unknown) or "(none given)"}; possible: {", ".join(PLATFORMS)}')
   if not sizes or batch_size < 1:
     raise ValueError(f'exporting needs at least one size and one image per batch, got {len(sizes)} and {batch_size}')
+  places.make_folder('the folder of --out', out.parent)
 
 
 def _as_npz(weights: dict[str, np.ndarray]) -> bytes:
@@ -244,7 +243,7 @@ def parse_size(text: str) -> tuple[int, int]:
 def main() -> None:
   parser = argparse.ArgumentParser(prog='python -m triplet_det.export', description='Packs a detector into one file.')
   parser.add_argument('--checkpoint', required=True, help='run folder, checkpoint folder, or demo')
-  parser.add_argument('--out', required=True, type=Path, help='the file, ending in .zip')
+  parser.add_argument('--out', required=True, help='the file, ending in .zip')
   sizes = 'image sizes WIDTHxHEIGHT, each a program for its canvas (default: 640x480 480x640 640x640)'
   parser.add_argument('--sizes', nargs='+', type=parse_size, default=COCO_SIZES, metavar='WxH', help=sizes)
   parser.add_argument('--platforms', nargs='+', default=['cpu'], help=f'of {", ".join(PLATFORMS)} (default: cpu)')
@@ -259,13 +258,14 @@ def main() -> None:
   changes = loading.changes_of(arguments)
   options = dict(sizes=arguments.sizes, platforms=arguments.platforms, batch_size=arguments.batch_size)
   try:
-    sidecar = export(arguments.checkpoint, arguments.out, **options, sound_nms=arguments.sound_nms, **changes)
+    out = places.local(arguments.out)
+    sidecar = export(arguments.checkpoint, out, **options, sound_nms=arguments.sound_nms, **changes)
     canvases = ', '.join(map(str, sidecar.programs))
-    size = arguments.out.stat().st_size / 1e6
-    print(f'{arguments.out}: {size:.1f} MB, canvases {canvases}, for {", ".join(sidecar.platforms)}')
+    size = out.stat().st_size / 1e6
+    print(f'{out}: {size:.1f} MB, canvases {canvases}, for {", ".join(sidecar.platforms)}')
     if arguments.compare:
       changes |= dict(stale_rows=False) if arguments.sound_nms else {}
-      found = compare(arguments.checkpoint, arguments.out, arguments.compare, **changes)
+      found = compare(arguments.checkpoint, out, arguments.compare, **changes)
       print(f'from start to first boxes: checkpoint {found.seconds_checkpoint:.1f} s, ', end='')
       print(f'file {found.seconds_exported:.1f} s; ', end='')
       print(f'{found.boxes} boxes, at most {found.largest_difference:.1e} pixels apart')

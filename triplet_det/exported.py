@@ -89,7 +89,7 @@ class ExportedDetector:
     """
     path = epath.Path(path).expanduser()
     if not path.exists():
-      raise FileNotFoundError(f'no exported detector {path}')
+      raise FileNotFoundError(f'no exported detector {path}: give a file of triplet_det.export, or a run folder')
     try:
       with path.open('rb') as file, zipfile.ZipFile(file) as archive:
         self.sidecar = _read_sidecar(archive, path)
@@ -98,7 +98,9 @@ class ExportedDetector:
         with archive.open(WEIGHTS) as weights:
           self._weights = jax.device_put(dict(np.load(weights)))
     except (zipfile.BadZipFile, KeyError) as error:
-      raise ValueError(f'{path} is not a whole file of triplet_det.export: {error}') from error
+      raise ValueError(
+        f'{path} is not a whole file of triplet_det.export ({error}): give one that is, or a run folder'
+      ) from error
     self.settings = inference.Settings(**{**self.sidecar.settings, 'scales': tuple(self.sidecar.settings['scales'])})
     self.batch_size = self.sidecar.batch_size
     self.categories = CategoryTable.from_coco(self.sidecar.categories)

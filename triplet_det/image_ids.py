@@ -30,7 +30,7 @@ def read_ids(annotations: Path, paths: Sequence[Path], categories: CategoryTable
     ValueError: it is not COCO's, or images or classes are not in it; names the first.
   """
   if not annotations.exists():
-    raise FileNotFoundError(f'no annotations {annotations}')
+    raise FileNotFoundError(f'no annotations {annotations}: give a COCO JSON that lists the images')
   try:
     content = json.loads(annotations.read_text())
     of_name = {image['file_name']: int(image['id']) for image in content['images']}
@@ -40,7 +40,8 @@ def read_ids(annotations: Path, paths: Sequence[Path], categories: CategoryTable
   unknown = sorted(set(categories.names) - set(of_class))
   if unknown:
     raise ValueError(
-      f'{annotations} lacks {len(unknown)} of the {len(categories)} classes of the detector: {", ".join(unknown[:5])}'
+      f'{annotations} lacks {len(unknown)} of the {len(categories)} classes of the detector: {", ".join(unknown[:5])}; '
+      'give the annotations of its data'
     )
   ids = [None if video.is_video(path) else _find(path, of_name) for path in paths]
   if None in ids:

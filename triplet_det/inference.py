@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -272,6 +273,7 @@ class Detector:
 
   Attributes:
     num_programs: how many times the network was compiled.
+    apply_fn, variables: the network, see `__init__`; the variables are prepared and on the devices.
   """
 
   def __init__(
@@ -282,6 +284,7 @@ class Detector:
     *,
     batch_size: int = 8,
     sharding: jax.sharding.NamedSharding | None = None,
+    prepare: Callable[[Any], Any] = lambda variables: variables,
   ):
     """Args:
     apply_fn: (variables, images [., H, W, 3] float32 normalised) -> KeypointMaps of the last stack.
@@ -289,12 +292,15 @@ class Detector:
     settings: see `Settings`.
     batch_size: images per batch, not counting mirror images; rounded up to a multiple of the devices.
     sharding: of the batch axis over this process's devices; None is one device.
+    prepare: what `variables` go through once, here and in `use`, to become those of `apply_fn`.
     """
     if batch_size < 1:
       raise ValueError(f'batch_size must be at least 1, got {batch_size}')
     self.settings = settings
     self.batch_size = batch_size
+    self.apply_fn = apply_fn
     self._sharding = sharding
+    self._prepare = prepare
     self.use(variables)
     self._propose = jax.jit(functools.partial(propose, apply_fn, settings))
     self._finish = jax.jit(functools.partial(finish, settings=settings))
@@ -307,7 +313,7 @@ class Detector:
   def use(self, variables) -> None:
     """Other weights of the same network, from now on; nothing is compiled anew."""
     mesh_wide = self._sharding and jax.sharding.NamedSharding(self._sharding.mesh, jax.sharding.PartitionSpec())
-    self._variables = jax.device_put(variables, mesh_wide)
+    self.variables = jax.device_put(self._prepare(variables), mesh_wide)
 
   def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
     """Detections of each image, in order.
@@ -387,7 +393,7 @@ class Detector:
       canvases, placement = place_batch(images, scale, self.settings, rows)
       if self._sharding is not None:
         canvases, placement = jax.device_put((canvases, placement), self._sharding)
-      found.append(self._program(canvases.shape[1:3], rows)(self._variables, canvases, placement))
+      found.append(self._program(canvases.shape[1:3], rows)(self.variables, canvases, placement))
     return self._finish(found)
 
   def _program(self, canvas: tuple[int, int], rows: int):
@@ -397,7 +403,7 @@ class Detector:
       shaped = functools.partial(jax.ShapeDtypeStruct, sharding=self._sharding)
       pair = shaped((rows, 2), np.float32)
       lowered = self._propose.lower(
-        self._variables, shaped((rows, *canvas, 3), np.uint8), Placement(border=pair, size=pair, scale=pair)
+        self.variables, shaped((rows, *canvas, 3), np.uint8), Placement(border=pair, size=pair, scale=pair)
       )
       self._programs[canvas, rows] = lowered.compile()
       logging.info(

@@ -112,14 +112,12 @@ def load(
   module = detector.build(record.model)
   settings = change(settings or evaluate.settings_for(record.test), changes)
   about = dict(checkpoint=str(checkpoint), step=record.step, weights=_digest(variables))
-  variables = jax.device_put(variables)
-  apply_fn = evaluate.last_stack(module)
+  tester = evaluate.make_detector(module, variables, settings, batch_size=batch_size)
 
   def heatmaps(image):
     where = dict(scale=settings.center_scale, canvas_multiple=settings.canvas_multiple)
-    return figures.heatmaps(apply_fn, variables, image, **where)
+    return figures.heatmaps(tester.apply_fn, tester.variables, image, **where)
 
-  tester = evaluate.make_detector(module, variables, settings, batch_size=batch_size)
   return LoadedDetector(tester, record.categories, about, heatmaps)
 
 
@@ -168,10 +166,21 @@ def change(settings: inference.Settings, changes: Mapping[str, Any]) -> inferenc
 def add_settings_flags(parser: argparse.ArgumentParser) -> None:
   """Flags of the settings that commands let a user change."""
   scales = 'scales at which each image is tested, such as 0.6,1,1.2,1.5,1.8 (default: those of the run)'
-  parser.add_argument('--scales', type=lambda text: tuple(map(float, text.split(','))), metavar='S,S,...', help=scales)
+  parser.add_argument('--scales', type=parse_scales, metavar='S,S,...', help=scales)
   parser.add_argument('--no_mirror', action='store_true', help='leave the mirror image out: half the time, less AP')
   fewer = 'canvas sides + 1 are multiples of it: larger, fewer programs to compile (default: that of the run)'
   parser.add_argument('--canvas_multiple', type=int, metavar='N', help=fewer)
+
+
+def parse_scales(text: str) -> tuple[float, ...]:
+  """'0.6,1' -> (0.6, 1.0); an ArgumentTypeError says what was expected."""
+  try:
+    scales = tuple(map(float, text.split(',')))
+  except ValueError:
+    scales = ()
+  if not scales or not min(scales) > 0:
+    raise argparse.ArgumentTypeError(f'{text!r} are no scales: give positive numbers with commas, such as 0.6,1,1.2')
+  return scales
 
 
 def changes_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -191,7 +200,7 @@ def read_image(path: epath.PathLike) -> np.ndarray:
   """
   path = epath.Path(path)
   if not path.exists():
-    raise FileNotFoundError(f'no image {path}')
+    raise FileNotFoundError(f'no image {path}: give a file that is there')
   return augment.decode_image(path.read_bytes(), str(path))
 
 

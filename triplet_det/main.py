@@ -20,19 +20,22 @@ with the state saved, run the same command again; 76 another host is gone, start
 
 import dataclasses
 import difflib
+import functools
+import operator
 import os
 import re
 import sys
 import time
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from triplet_det import checkpoints, evaluate, inference, plan, report, sharding, show_data, train
+from triplet_det import checkpoints, evaluate, inference, limits, places, plan, report, sharding, show_data, train
 from triplet_det.data import doctor, doctor_report, pipeline
 from triplet_det.evaluators import error_analysis
 from triplet_det.models import detector
@@ -153,6 +156,7 @@ def run(config: ConfigDict, workdir: str) -> None:
   """Does what `config.mode` says, prints the metrics and writes the report."""
   if config.mode not in MODES:
     raise ValueError(f'config.mode is {config.mode!r}; possible: {", ".join(MODES)}')
+  limits.check(config.to_dict())
   if config.dry_run:
     found = plan.plan_here(config)
     if jax.process_index() == 0:
@@ -162,6 +166,8 @@ def run(config: ConfigDict, workdir: str) -> None:
   if config.mode == 'check_data':
     check_data(config)
     return
+  if config.mode in ('train_and_eval', 'train', 'show_data') or folder.is_dir():
+    places.make_folder('--workdir', workdir)
   if config.mode == 'show_data':
     print(f'to look at: {show_training_data(config, folder)}')
     return
@@ -179,7 +185,7 @@ def run(config: ConfigDict, workdir: str) -> None:
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
-    raise app.UsageError(f'not understood: {argv[1:]}', exitcode=EXIT_MISFIT)
+    _fail(ValueError(f'not understood: {argv[1:]}; all is said by flags, such as --config.mode=eval'), EXIT_MISFIT)
   show_messages()
   if _CACHE.value:
     jax.config.update('jax_compilation_cache_dir', str(epath.Path(_CACHE.value).expanduser()))
@@ -192,7 +198,7 @@ def main(argv: list[str]) -> None:
     sys.exit(EXIT_STOPPED)
   except train.NonFiniteLoss as error:
     _fail(error, EXIT_NON_FINITE)
-  except (ValueError, FileNotFoundError, KeyError, checkpoints.Unreadable, sharding.HostsMissing) as error:
+  except (ValueError, FileNotFoundError, KeyError, sharding.HostsMissing) as error:
     _fail(error, EXIT_MISFIT)
   except jax.errors.JaxRuntimeError as error:
     if not _is_one_of_several():
@@ -228,12 +234,12 @@ def _leave(code: int) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """Flags as absl parses them; a misspelled config key is answered with the nearest known one."""
+  """Flags as absl parses them; whatever is wrong with them, or with the config file, is one message."""
   try:
     rest = flags.FLAGS(argv)
     _CONFIG.value.keys()  # of a config file that could not be opened, the first use raises
     return rest
-  except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
+  except Exception as error:  # absl's and ml_collections', and whatever a config of the user's own raises
     print(f'error: {_explain(error, argv)}', file=sys.stderr)
     sys.exit(EXIT_MISFIT)
 
@@ -241,13 +247,24 @@ def parse_flags(argv: list[str]) -> list[str]:
 def _explain(error: Exception, argv: list[str]) -> str:
   """What is wrong with the command; for an unknown key of the config, what is known where it was looked for."""
   message, path = str(error), _config_path(argv)
+  if missing := re.findall(r'Flag --(\w+) must have a value', message):
+    return '; '.join(f'--{name} is not given: give the {flags.FLAGS[name].help}' for name in missing)
+  page = Path(path.partition(':')[0])
   if isinstance(error, OSError):
-    return f'the config file cannot be opened: {message.strip().splitlines()[-1].strip()}'
+    there = ', '.join(sorted(map(str, page.parent.glob('*.py')))) or f'none in {page.parent}'
+    return f'the config file cannot be opened: {message.strip().splitlines()[-1].strip()}; possible: {there}'
   if 'whilst parsing config file' in message:  # ml_collections puts the whole trace into the message
     lines = message.strip().splitlines()
     where = [line.strip() for line in lines if line.lstrip().startswith('File "')][-1]
+    if lines[-1].startswith('TypeError: get_config() takes 0'):
+      return f'--config={path}: this config has no variants: give --config={page}'
     return f'--config={path}: {lines[-1]} ({where})'
-  return (path and _unknown_key(path, argv)) or message
+  if isinstance(error, AttributeError) and 'get_config' in message:
+    return f'--config={path}: a config file has a function get_config() that returns a ConfigDict, as those of configs/'
+  inside = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == page.resolve()]
+  if inside:
+    return f'--config={path}: {type(error).__name__}: {message} (File "{page}", line {inside[-1].lineno})'
+  return (path and (_unknown_key(path, argv) or _wrong_value(path, message))) or message
 
 
 def _config_path(argv: list[str]) -> str:
@@ -260,14 +277,12 @@ def _config_path(argv: list[str]) -> str:
 
 def _unknown_key(config_path: str, argv: list[str]) -> str:
   """Says which override names a key that the config does not have; '' if none does."""
-  own = flags.FlagValues()  # the flag of the program is not set when its overrides are wrong
-  config = config_flags.DEFINE_config_file('config', flag_values=own, sys_argv=[])
-  own(['', f'--config={config_path}'])
+  config = _config_alone(config_path)
   for argument in argv:
     match = re.match(r'--?(?:no)?config\.([\w.]+)', argument)
     if not match:
       continue
-    place, path = config.value, []
+    place, path = config, []
     for key in match.group(1).split('.'):
       if not isinstance(place, ConfigDict):
         break
@@ -279,6 +294,24 @@ def _unknown_key(config_path: str, argv: list[str]) -> str:
       path.append(key)
       place = place[key]
   return ''
+
+
+def _wrong_value(config_path: str, message: str) -> str:
+  """What a value that is missing or of another type could be; '' if absl's message is not about one of the config."""
+  match = re.match(r'(?:flag|Missing value for flag) --config\.([\w.]+)(?:=([^:]*): )?', message)
+  if not match:
+    return ''
+  usual = functools.reduce(operator.getitem, match[1].split('.'), _config_alone(config_path))
+  what = 'no value' if match[2] is None else f'{match[2]!r} cannot be its value'
+  return f'--config.{match[1]}: {what}: give a {type(usual).__name__}, as its usual {usual!r}'
+
+
+def _config_alone(config_path: str) -> ConfigDict:
+  """The config without overrides; the flag of the program is not set when they are wrong."""
+  own = flags.FlagValues()
+  config = config_flags.DEFINE_config_file('config', flag_values=own, sys_argv=[])
+  own(['', f'--config={config_path}'])
+  return config.value
 
 
 if __name__ == '__main__':

@@ -35,7 +35,8 @@ class Shard:
   def __post_init__(self):
     if not 1 <= self.index <= self.count:
       raise ValueError(
-        f'shard {self.index}/{self.count}: shards are numbered from 1, 1/{max(self.count, 1)} is the first'
+        f'shard {self.index}/{self.count}: shards are numbered from 1, 1/{max(self.count, 1)} is the first and '
+        f'{max(self.count, 1)}/{max(self.count, 1)} the last'
       )
 
   @classmethod

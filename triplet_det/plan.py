@@ -127,7 +127,7 @@ def _training_step(
     turns=accumulate,
     # Adam reads gradient, parameter and two moments, and writes the last three.
     bytes_outside=7 * bytes_on_device(state.params),
-    what_helps='more devices, model.dtype=bfloat16, model.remat=norms or blocks, accumulate, state_shards',
+    what_helps='more devices, model.dtype=bfloat16, model.remat=blocks, accumulate, state_shards',
   )
 
 
@@ -147,15 +147,16 @@ def _detection(
   canvases = jax.ShapeDtypeStruct((rows, height, width, 3), np.uint8, sharding=over_rows)
   pair = jax.ShapeDtypeStruct((rows, 2), np.float32, sharding=over_rows)
   placement = canvas.Placement(border=pair, size=pair, scale=pair)
-  variables = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), built.state.variables)
-  apply_fn = evaluate.last_stack(built.module)
   normalised = jax.eval_shape(functools.partial(inference.network_input, settings=settings), canvases)
+  module = built.module.clone(norm_folded=True)  # as `evaluate.folded`
+  variables = jax.eval_shape(module.init, jax.random.key(0), normalised)
+  variables = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), variables)
+  apply_fn = evaluate.last_stack(module)
   return compile_program(
     DETECTION,
     jax.jit(functools.partial(inference.propose, apply_fn, settings)).lower(variables, canvases, placement),
     {
-      'parameters': bytes_on_device(variables['params']),
-      'norm statistics': bytes_on_device(variables['batch_stats']),
+      'parameters': bytes_on_device(variables),
       'images and boxes': bytes_on_device((canvases, placement)),
     },
     chip,

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from triplet_det import drawing, figures, image_ids, loading, parts, video
+from triplet_det import drawing, figures, image_ids, loading, parts, places, video
 from triplet_det.loading import LoadedDetector, load, read_image
 from triplet_det.merge import merge
 from triplet_det.parts import WHOLE, Place, Shard, Summary
@@ -32,16 +32,20 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
 
   Raises:
     FileNotFoundError: a pattern names nothing.
+    ValueError: a URL.
   """
   found = []
   for pattern in patterns:
-    path = Path(pattern)
+    path = places.local(pattern)
     if path.is_dir():
       files = sorted(p for p in path.rglob('*') if p.suffix.lower() in SUFFIXES)
     else:
       files = [path] if path.exists() else sorted(Path(p) for p in glob.glob(pattern, recursive=True))
     if not files:
-      raise FileNotFoundError(f'{pattern}: no such file, or a folder without images ({", ".join(SUFFIXES)})')
+      raise FileNotFoundError(
+        f'{pattern}: no such file, or a folder without images; give files that are there, or folders and patterns with '
+        f'some ({", ".join(SUFFIXES)})'
+      )
     found += files
   return list(dict.fromkeys(found))
 
@@ -229,7 +233,7 @@ def _parse() -> argparse.Namespace:
   )
   parser.add_argument('paths', nargs='*', help='images, videos, folders or glob patterns')
   parser.add_argument('--checkpoint', help='run folder, checkpoint folder, exported file, or demo')
-  parser.add_argument('--out', required=True, type=Path, help='folder for detections.json and the drawings')
+  parser.add_argument('--out', required=True, help='folder for detections.json and the drawings')
   parser.add_argument('--threshold', type=float, default=0.3, help='lowest score (default %(default)s)')
   parser.add_argument('--batch_size', type=int, default=8, help='images per batch (default %(default)s)')
   loading.add_settings_flags(parser)
@@ -250,23 +254,27 @@ def _parse() -> argparse.Namespace:
     parser.error('--figures draws, --no_drawings forbids it: give one of the two')
   if arguments.figures and (arguments.shard != '1/1' or loading.is_exported(arguments.checkpoint)):
     parser.error('--figures needs a checkpoint, not an exported file, and all images in one process')
+  if not 0 <= arguments.threshold <= 1:
+    parser.error(f'--threshold is {arguments.threshold}: scores are from 0 to 1, give one of these')
   return arguments
 
 
 def _run(arguments: argparse.Namespace) -> Summary:
   """Does what the command says and tells how it went."""
+  out = places.local(arguments.out)
   if arguments.merge:
-    return merge(arguments.out)
+    return merge(out)
   shard = Shard.parse(arguments.shard)
   paths = find_images(arguments.paths)
   changes = loading.changes_of(arguments)
+  places.make_folder('--out', out)
   few = len(paths) if not any(map(video.is_video, paths)) else arguments.batch_size
   loaded = load(arguments.checkpoint, batch_size=min(arguments.batch_size, few), **changes)
   wanted = dict(coco=arguments.coco, annotations=arguments.annotations, shard=shard, draw=not arguments.no_drawings)
-  outcome = predict(loaded, paths, arguments.out, threshold=arguments.threshold, **wanted)
+  outcome = predict(loaded, paths, out, threshold=arguments.threshold, **wanted)
   if arguments.figures:
     left_out = outcome.summary.left_out
-    draw_figures(loaded, paths, arguments.out, threshold=arguments.threshold, left_out=left_out)
+    draw_figures(loaded, paths, out, threshold=arguments.threshold, left_out=left_out)
   rate = outcome.images / outcome.seconds
   print(
     f'{outcome.images} images in {outcome.seconds:.1f} s, {rate:.2f} images/s; programs compiled: {outcome.programs}'

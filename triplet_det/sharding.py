@@ -1,6 +1,7 @@
 """One mesh over all devices of all hosts: the batch is split over it, the state replicated or sharded over one axis."""
 
 import os
+import re
 import urllib.request
 from collections.abc import Mapping
 from typing import Any
@@ -66,7 +67,7 @@ def join_hosts(
     timeout: seconds to wait for the others.
 
   Raises:
-    ValueError: only some of the three are given.
+    ValueError: only some of the three are given, or they cannot be.
     HostsMissing: they cannot be reached. If they do not come in time JAX aborts the process (exit code 134).
   """
   given = (coordinator, num_hosts, host_index)
@@ -75,6 +76,10 @@ def join_hosts(
     raise ValueError(
       f'coordinator {coordinator}, num_hosts {num_hosts}, host_index {host_index}: give all three or none of them'
     )
+  if by_hand and not 0 <= host_index < num_hosts:
+    raise ValueError(f'host_index is {host_index}, num_hosts {num_hosts}: give each host its own, 0 to {num_hosts - 1}')
+  if by_hand and not re.fullmatch(r'.+:\d+', coordinator):
+    raise ValueError(f'coordinator is {coordinator!r}: give address:port of host 0, such as {coordinator}:1234')
   variable = None if by_hand else started_by(os.environ)
   if not by_hand and variable is None and slice_hosts(os.environ) > 1:
     variable = 'metadata of the TPU slice'
@@ -111,7 +116,9 @@ def make_mesh(devices: list[jax.Device] | None = None, *, state_shards: int = 1)
   """
   devices = jax.devices() if devices is None else devices
   if state_shards < 1 or len(devices) % state_shards:
-    raise ValueError(f'state_shards is {state_shards}, there are {len(devices)} devices: give a divisor')
+    raise ValueError(
+      f'state_shards is {state_shards}, there are {len(devices)} devices: give a divisor of {len(devices)}'
+    )
   shape = len(devices) // state_shards, state_shards
   return jax.make_mesh(shape, (DATA, STATE), devices=devices, axis_types=(AxisType.Auto, AxisType.Auto))
 

@@ -54,7 +54,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   evaluates = config.mode == 'train_and_eval'
   eval_source = pipeline.open_source(**config.data.eval) if evaluates else None
   if evaluates and eval_source.categories != categories:
-    raise ValueError('data.eval does not fit data.train: ' + evaluate.differences(categories, eval_source.categories))
+    differing = evaluate.differences(categories, eval_source.categories)
+    raise ValueError(f'data.eval does not fit data.train: {differing}. Give both annotations the same `categories`')
 
   # Network, optimizer, step.
   built = build_step(config, mesh, len(categories))
@@ -67,10 +68,16 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     report_data(config, source, eval_source)
   state, record = restored if restored else (built.fresh_state(), None)
   if record and record.categories != categories:
-    raise ValueError(f'the training data do not fit {workdir}: ' + evaluate.differences(record.categories, categories))
+    differing = evaluate.differences(record.categories, categories)
+    raise ValueError(
+      f'the training data do not fit {workdir}: {differing}. Give another --workdir; --config.init_from={workdir} '
+      'starts it with these weights'
+    )
   first_step = record.step if record else 0
   if first_step > config.total_steps:
-    raise ValueError(f'{workdir} is already at step {first_step}, total_steps is {config.total_steps}')
+    raise ValueError(
+      f'{workdir} is already at step {first_step}, total_steps is {config.total_steps}: give more, or another --workdir'
+    )
   if config.init_from and restored:
     logging.info('init_from is ignored: the run continues from its own step %d', first_step)
   elif config.init_from:

@@ -15,6 +15,8 @@ from etils import epath
 
 from triplet_det.categories import CategoryTable
 
+_WANTED = 'give an object with the lists images, categories and annotations, as COCO has it'
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Annotations:
@@ -164,7 +166,7 @@ def _read_checked(path: epath.PathLike, require_boxes: bool) -> tuple[dict, dict
   needed = ['images', 'categories'] + ['annotations'] * require_boxes
   missing = [key for key in needed if not isinstance(data.get(key), list)]
   if missing:
-    raise ValueError(f'{path}: not a COCO JSON: needs the lists {needed}, without {missing}; it has {list(data)}')
+    raise ValueError(f'{path}: not a COCO JSON, without {missing}; it has {list(data)[:9]}; {_WANTED}')
   data = {'info': {}, 'annotations': [], **data}  # pycocotools copies `info` into the results
   for key in ('images', 'categories'):
     if not data[key]:
@@ -180,13 +182,14 @@ def _read_checked(path: epath.PathLike, require_boxes: bool) -> tuple[dict, dict
 def _parse(path: epath.PathLike) -> dict:
   path = epath.Path(path).expanduser()
   if not path.is_file():
-    raise FileNotFoundError(f'no annotations at {path}')
+    there = sorted(str(p) for p in path.parent.glob('*.json')) if path.parent.is_dir() else []
+    raise FileNotFoundError(f'no annotations at {path}: give a COCO JSON' + (f', such as {there[0]}' if there else ''))
   try:
     data = json.loads(path.read_bytes())
   except ValueError as e:
-    raise ValueError(f'{path}: not a JSON file ({path.stat().length} bytes): {e}') from None
+    raise ValueError(f'{path}: not a JSON file ({path.stat().length} bytes): {e}; {_WANTED}') from None
   if not isinstance(data, Mapping):
-    raise ValueError(f'{path}: not a COCO JSON: the top level is a {type(data).__name__}, not an object')
+    raise ValueError(f'{path}: not a COCO JSON: the top level is a {type(data).__name__}; {_WANTED}')
   return data
 
 
@@ -220,7 +223,8 @@ def _check_annotations(path: epath.PathLike, data: dict) -> None:
       first = data['annotations'][strangers[0]]
       raise ValueError(
         f'{path}: {len(strangers)} of {len(data["annotations"])} annotations have an unknown {key}; the first is '
-        f'annotations[{strangers[0]}] with {key} {first.get(key)}; known: {len(ids)} ids, {_short(sorted(ids))}'
+        f'annotations[{strangers[0]}] with {key} {first.get(key)}; known: {len(ids)} ids, {_short(sorted(ids))}. '
+        f'Correct these, or list what they mean under `{"images" if key == "image_id" else "categories"}`'
       )
   for n, annotation in enumerate(data['annotations']):
     box = annotation.get('bbox')

@@ -246,7 +246,10 @@ def check_files(images: epath.Path, annotations: Annotations) -> None:
     FileNotFoundError: with the number of the missing files and the first of them.
   """
   if not images.is_dir():
-    raise FileNotFoundError(f'no folder of images at {images} (for {annotations.path})')
+    raise FileNotFoundError(
+      f'no folder of images at {images} (for {annotations.path}): give the one that its file_names are relative to, '
+      f'such as {annotations.file_names[0]}'
+    )
   present = set()
   for folder in {posixpath.dirname(name) for name in annotations.file_names}:
     if (images / folder).is_dir():
@@ -255,7 +258,8 @@ def check_files(images: epath.Path, annotations: Annotations) -> None:
   if missing:
     raise FileNotFoundError(
       f'{len(missing)} of the {len(annotations)} images of {annotations.path} are not in {images}: '
-      f'{_examples(missing)}; it holds {len(present)} files, {_examples(sorted(present))}'
+      f'{_examples(missing)}; it holds {len(present)} files, {_examples(sorted(present))}: give the folder that the '
+      'names are relative to'
     )
 
 

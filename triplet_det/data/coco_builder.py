@@ -47,7 +47,9 @@ def official_splits(root: epath.PathLike, names: Sequence[str] = ('train2017', '
   for given in names:
     match = re.fullmatch(r'([a-z-]+)(\d{4})', given)
     if not match or match[1] not in _OFFICIAL:
-      raise ValueError(f'unknown COCO split {given!r}; possible: {list(_OFFICIAL)}, each followed by the year')
+      raise ValueError(
+        f'unknown COCO split {given!r}; possible: {list(_OFFICIAL)}, each followed by the year, such as val2017'
+      )
     name, images, annotations = _OFFICIAL[match[1]]
     year = match[2]
     splits.append(Split(name, root / images.format(year), root / 'annotations' / annotations.format(year)))

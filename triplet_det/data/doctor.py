@@ -199,9 +199,8 @@ def diagnose(
   """
   findings = []
   if not train.objects.any():
-    findings.append(
-      Finding(f'{train.path} has no object to learn: {train.crowds} boxes, all around groups (iscrowd)', True)
-    )
+    nothing = f'{train.path} has no object to learn: {train.crowds} boxes, all around groups (iscrowd)'
+    findings.append(Finding(f'{nothing}; augment.train_on_crowd=True takes these for objects', True))
   for one in files:
     findings += [Finding(f'unreadable: {problem}', True) for problem in one.unreadable.values()]
   if evaluation and evaluation.categories != train.categories:

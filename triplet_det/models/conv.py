@@ -9,11 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
 from triplet_det.models.norm import EPSILON, BatchNorm
-
-CONVOLVED = 'convolved'  # the name of convolutions' results for rematerialisation policies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +64,6 @@ class Conv(nn.Module):
       padding=((pad, pad), (pad, pad)),
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )
-    y = checkpoint_name(y, CONVOLVED)
     if self.bias == 'none':
       return y
     init = uniform_fan_in(fan_in) if self.bias == 'uniform' else nn.initializers.constant(self.bias)

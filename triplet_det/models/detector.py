@@ -9,18 +9,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from triplet_det.models.conv import CONVOLVED, ConvBlock, Numerics, Residual
+from triplet_det.models.conv import ConvBlock, Numerics, Residual
 from triplet_det.models.heads import Branch
 from triplet_det.models.hourglass import Hourglass, Stem
 from triplet_det.models.pooling import CascadeCornerPooling, CenterPooling, CornerPooling
 from triplet_det.structs import KeypointMaps
 
-# Whether blocks are rematerialised, and by which policy (None saves nothing of a block but its input).
-REMAT = {
-  'none': (False, None),
-  'norms': (True, jax.checkpoint_policies.save_only_these_names(CONVOLVED)),  # norms, ReLUs and sums; no convolution
-  'blocks': (True, None),  # all of every residual block: least memory, a third more arithmetic
-}
+# What the backward pass computes again instead of reading it from memory: all of every residual block but its input is
+# least memory and a third more arithmetic. XLA computes norms and ReLUs again by itself (docs/scaling.md).
+REMAT = ('none', 'blocks')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +37,7 @@ class DetectorConfig:
   dtype: str = 'float32'  # of the computation; parameters, statistics and last layers stay float32
   norm_group: int | None = None  # images per group of norm statistics; None: the whole batch
   norm_running: str = 'all'  # groups that update the running statistics; published: 'first'
-  remat: str = 'none'  # a key of REMAT: what the backward pass computes again instead of reading it from memory
+  remat: str = 'none'  # one of REMAT
 
   def __post_init__(self):
     if len(self.dims) != len(self.blocks) or len(self.dims) < 2:
@@ -48,7 +45,7 @@ class DetectorConfig:
         f'dims and blocks need one entry per level and at least 2 levels: {len(self.dims)} dims {self.dims}, '
         f'{len(self.blocks)} blocks {self.blocks}'
       )
-    for key, possible in (('norm_running', ('all', 'first')), ('remat', tuple(REMAT))):
+    for key, possible in (('norm_running', ('all', 'first')), ('remat', REMAT)):
       if getattr(self, key) not in possible:
         raise ValueError(f'model.{key} is {getattr(self, key)!r}; possible: {", ".join(possible)}')
 
@@ -95,9 +92,7 @@ class Detector(nn.Module):
           f'for example {below} or {below + c.size_multiple}'
         )
     numerics = Numerics(jnp.dtype(c.dtype), c.norm_group, c.norm_running, self.norm_folded)
-    again, policy = REMAT[c.remat]
-    residual = nn.remat(Residual, static_argnums=(2,), policy=policy) if again else Residual
-    branch = nn.remat(Branch, static_argnums=(2,), policy=policy) if c.remat == 'norms' else Branch
+    residual = nn.remat(Residual, static_argnums=(2,)) if c.remat == 'blocks' else Residual
 
     maps = []
     x = Stem(c.stem_width, c.dims[0], numerics, residual, name='stem')(images, train)
@@ -106,20 +101,20 @@ class Detector(nn.Module):
       feature = ConvBlock(c.head_width, 3, numerics, name=f'feature_{stack}')(y, train)
       last = stack == c.stacks - 1
       if train or last or self.is_initializing():
-        maps.append(self._branches(feature, stack, numerics, branch, train))
+        maps.append(self._branches(feature, stack, numerics, train))
       if not last:
         previous = ConvBlock(c.dims[0], 1, numerics, relu=False, name=f'previous_{stack}')(x, train)
         carried = ConvBlock(c.dims[0], 1, numerics, relu=False, name=f'carried_{stack}')(feature, train)
         x = residual(c.dims[0], numerics, name=f'between_{stack}')(nn.relu(previous + carried), train)
     return maps
 
-  def _branches(self, feature: jax.Array, stack: int, numerics: Numerics, branch, train: bool) -> KeypointMaps:
+  def _branches(self, feature: jax.Array, stack: int, numerics: Numerics, train: bool) -> KeypointMaps:
     c = self.config
     corner_pooling = CascadeCornerPooling if c.cascade_corner_pooling else CornerPooling
 
     def outputs(kind, pooling, embedding):
       name = f'{kind}_{stack}'
-      return branch(pooling, c.num_classes, c.dims[0], embedding, numerics, name=name)(feature, train)
+      return Branch(pooling, c.num_classes, c.dims[0], embedding, numerics, name=name)(feature, train)
 
     tl = outputs('top_left', corner_pooling('top_left', c.pool_width, numerics, parent=None), embedding=True)
     br = outputs('bottom_right', corner_pooling('bottom_right', c.pool_width, numerics, parent=None), embedding=True)

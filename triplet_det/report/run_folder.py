@@ -107,7 +107,7 @@ def read_run(workdir: epath.PathLike) -> Run:
   """
   folder = epath.Path(workdir).expanduser()
   if not folder.is_dir():
-    raise FileNotFoundError(f'there is no run folder {folder}')
+    raise FileNotFoundError(f'there is no run folder {folder}: give one that was trained')
   log = read_metrics(folder / METRICS_FILE) if (folder / METRICS_FILE).exists() else []
   with understood(folder / 'config.json') as config:
     config = dict(config or {})
@@ -161,7 +161,10 @@ def understood(path: epath.Path) -> Iterator:
   try:
     yield json.loads(path.read_text()) if path.exists() else None
   except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ValueError(f'{path} is broken or not what this version writes: {type(error).__name__}: {error}') from error
+    reason = f'{type(error).__name__}: {error}'
+    raise ValueError(
+      f'{path} is broken or not what this version writes ({reason}): make it anew, or move it'
+    ) from error
 
 
 def _read_evaluation(folder: epath.Path) -> Evaluation:

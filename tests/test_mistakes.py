@@ -1,0 +1,940 @@
+"""What users get wrong, and what they are told: what was given, what was possible, what to do.
+
+Commands end with exit code 2 and without a traceback. The messages are printed at the end. Wrong arguments of the shell
+scripts are in test_scripts.py, of the tables in test_tables.py, contradictions inside a COCO JSON in test_bad_input.py.
+"""
+
+import dataclasses
+import json
+import shutil
+import textwrap
+import zipfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs import coco_json
+from tests import forks
+from tests.tiny_coco import CATEGORIES, write_tiny_coco
+from triplet_det import checkpoints, inference, sharding, train
+from triplet_det.categories import COCO, CategoryTable
+
+STEP = 4  # of the checkpoints
+SIZES = dict(stacks=1, dims=(8, 8), blocks=(1, 1), stem_width=8, head_width=8, pool_width=8)
+SMALL = {
+  **{f'model.{name}': value for name, value in SIZES.items()},
+  **{'input_size': 31, 'augment.border': 16, 'batch_size': 8, 'total_steps': STEP},
+}
+DATA_FLAGS = [
+  f'--config.data.{split}.{key}={{coco}}/{place}'
+  for split, folder in (('train', 'train2017'), ('eval', 'val2017'))
+  for key, place in (('images', folder), ('annotations', f'annotations/instances_{folder}.json'))
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+  """A command, and parts of the message: what was given, what was possible, what to do.
+
+  `{tmp}`, `{coco}` and `{cache}` in them stand for folders: everything of the test, a COCO download, compiled programs.
+  """
+
+  words: tuple[str, ...]
+  given: str
+  possible: str
+  do: str
+  devices: int = 1
+  code: int = 2  # 1 with an error's name for a call in Python, and for a prediction that left files out
+  raised: str = ''
+
+
+def main(*words, config='configs/coco_json.py', **told):
+  start = ['-m', 'triplet_det.main', '--compilation_cache={cache}', '--workdir={tmp}/run']
+  return Mistake((*start, *([f'--config={config}'] if config else []), *words), **told)
+
+
+def mine(*words, **told):
+  """With a small network and sound data, whose settings `words` change."""
+  return main(*DATA_FLAGS, *(f'--config.{name}={value}' for name, value in SMALL.items()), *words, **told)
+
+
+def predict(*words, photo='{coco}/val2017/000000000100.jpg', out='{tmp}/boxes', **told):
+  start = ['-m', 'triplet_det.predict', '--compilation_cache={cache}']
+  return Mistake((*start, *([f'--out={out}'] if out else []), *words, *([photo] if photo else [])), **told)
+
+
+def export(*words, out='{tmp}/demo.zip', **told):
+  return Mistake(('-m', 'triplet_det.export', '--checkpoint=demo', f'--out={out}', *words), **told)
+
+
+def script(name, *words, **told):
+  return Mistake((f'scripts/{name}.py', *words), **told)
+
+
+def call(code, **told):
+  return Mistake(('-c', f'import numpy, triplet_det\n{code}'), code=1, **told)
+
+
+PATHS = {
+  'no config': main(
+    config='', given='--config is not given', possible='configs/triplet.py:hg=104', do='give the config file'
+  ),
+  'no run folder': Mistake(
+    ('-m', 'triplet_det.main', '--config=configs/shapes.py'),
+    given='--workdir is not given',
+    possible='local or gs://',
+    do='give the run folder',
+  ),
+  'a config that is not there': main(
+    config='configs/shaeps.py',
+    given="No such file or directory: 'configs/shaeps.py'",
+    possible='possible: configs/ablation.py, configs/coco_json.py',
+    do='configs/shapes.py',
+  ),
+  'a config with a bug': main(
+    config='{tmp}/bug.py', given="NameError: name 'unknown'", possible='{tmp}/bug.py", line 4', do='{tmp}/bug.py'
+  ),
+  'a config without its function': main(
+    config='{tmp}/no_function.py',
+    given='--config={tmp}/no_function.py',
+    possible='a config file has a function get_config()',
+    do='as those of configs/',
+  ),
+  'run folder is a file': mine(
+    '--workdir={tmp}/file', given='--workdir={tmp}/file', possible='a folder for results: ', do='give the name of a new'
+  ),
+  'run folder cannot be made': mine(
+    '--workdir={tmp}/file/run',
+    given='--workdir={tmp}/file/run',
+    possible='Not a directory',
+    do='give the name of a new',
+  ),
+  'no folder of images': mine(
+    '--config.data.train.images={tmp}/nowhere',
+    given='no folder of images at {tmp}/nowhere',
+    possible='such as 000000000',
+    do='give the one that its file_names are relative to',
+  ),
+  'the folder of other images': mine(
+    '--config.data.train.images={coco}/annotations',
+    given='3 of the 3 images of {coco}/annotations/instances_train2017.json are not in {coco}/annotations: 0000',
+    possible='it holds 2 files, instances_train2017.json',
+    do='give the folder that the names are relative to',
+  ),
+  'no annotations': mine(
+    '--config.data.eval.annotations={coco}/annotations/no.json',
+    given='no annotations at {coco}/annotations/no.json',
+    possible='such as {coco}/annotations/instances_train2017.json',
+    do='give a COCO JSON',
+  ),
+  'data that are not named': main(
+    given="not given: ['images', 'annotations']",
+    possible="'coco_json' needs the settings",
+    do="'images', 'annotations'",
+  ),
+  'COCO that is not prepared': main(
+    '--config.data.train.data_dir={tmp}',
+    config='configs/triplet.py',
+    given="no prepared data set 'coco/2017' in {tmp}",
+    possible='prepare COCO by',
+    do='python scripts/prepare_coco.py --coco DIR --data_dir OUT',
+  ),
+}
+
+CONFIGS = {
+  'a misspelled key': mine(
+    '--config.totl_steps=5',
+    given="unknown key 'totl_steps' in config",
+    possible='Known keys: accumulate, augment, average_decay,',
+    do="did you mean 'total_steps'?",
+  ),
+  'a misspelled nested key': mine(
+    '--config.total_steps=7',
+    '--config.model.center_poling=false',
+    given="unknown key 'center_poling' in config.model",
+    possible='Known keys: blocks, ',
+    do="did you mean 'center_pooling'?",
+  ),
+  'a misspelled switch': mine(
+    '--noconfig.model.centre_branch',
+    given="unknown key 'centre_branch' in config.model",
+    possible='Known keys: blocks, ',
+    do="did you mean 'center_branch'?",
+  ),
+  'a misspelled section': mine(
+    '--config.optimiser.base=1',
+    given="unknown key 'optimiser' in config",
+    possible='Known keys: accumulate',
+    do="did you mean 'optimizer'?",
+  ),
+  'a key like none': mine(
+    '--config.zzz=1', given="unknown key 'zzz' in config.", possible='Known keys: accumulate, augment', do='total_steps'
+  ),
+  'a word for a number': mine(
+    '--config.log_every=abc',
+    given="--config.log_every: 'abc' cannot be its value",
+    possible='usual 20',
+    do='give a int',
+  ),
+  'no value': mine(
+    '--config.log_every', given='--config.log_every: no value', possible='its usual 20', do='give a int'
+  ),
+  'an unknown variant': main(
+    config='configs/triplet.py:hg=105',
+    given="'hg=105'",
+    possible='hg=104|52; scales=single|multi',
+    do='separated by commas',
+  ),
+  'a variant of a config without': main(
+    config='configs/shapes.py:hg=52',
+    given='--config=configs/shapes.py:hg=52',
+    possible='this config has no variants',
+    do='give --config=configs/shapes.py',
+  ),
+  'an unknown mode': mine(
+    '--config.mode=fly',
+    given="config.mode is 'fly'",
+    possible='possible: train_and_eval, train, eval, error_analysis, report, check_data, show_data',
+    do='possible: train_and_eval',
+  ),
+  'an unknown flag': mine(
+    '--wrkdir=x', given="Unknown command line flag 'wrkdir'", possible='workdir', do='Did you mean: workdir ?'
+  ),
+  'a stray word': mine('eval', given="not understood: ['eval']", possible='by flags', do='such as --config.mode=eval'),
+  'an unknown schedule': mine(
+    '--config.optimizer.schedule=linear',
+    given="unknown schedule 'linear'",
+    possible='possible: step, cosine',
+    do='possible: step, cosine',
+  ),
+  'numbers that cannot be': mine(
+    '--config.log_every=0',
+    '--config.seed=-1',
+    '--config.average_decay=2',
+    given='config.log_every is 0: give at least 1; config.seed is -1',
+    possible='give at least 0',
+    do='config.average_decay is 2.0: give from 0, without averages, to below 1, such as 0.999',
+  ),
+  'an unknown precision': mine(
+    '--config.model.dtype=half', given='config.model.dtype is half', possible='float32, bfloat16', do='give float32'
+  ),
+  'an unknown rematerialisation': mine(
+    '--config.model.remat=all', given="model.remat is 'all'", possible='possible: none, blocks', do='none, blocks'
+  ),
+  'a drop after the end': mine(
+    '--config.optimizer.schedule=step',
+    given='drop_step is 450000',
+    possible=f'the run has {STEP} steps',
+    do='give a step of the run',
+  ),
+  'levels that do not agree': main(
+    *DATA_FLAGS,
+    '--config.model.blocks=(1,)',
+    given='3 dims (32, 48, 64), 1 blocks (1,)',
+    possible='at least 2 levels',
+    do='dims and blocks need one entry per level',
+  ),
+  'an input size that cannot be halved': mine(
+    '--config.input_size=64',
+    given='input_size 64 does not fit the network',
+    possible='a multiple of 8 minus 1',
+    do='for example 63',
+  ),
+  'canvases that the network cannot halve': mine(
+    '--config.test.canvas_multiple=100',
+    given='got 100',
+    possible='canvas_multiple must be a power of two',
+    do='must be a power of two',
+  ),
+  'centers of a scale that is not tested': mine(
+    '--config.test.center_scale=2.0',
+    given='test.center_scale is 2.0',
+    possible='test.scales, (1.0,)',
+    do='give one of test.scales',
+  ),
+  'an unknown kind of checkpoint': mine(
+    '--config.mode=eval',
+    '--config.eval_checkpoint=newest',
+    given="'newest' is not known",
+    possible='possible: best, checkpoints',
+    do='which checkpoint?',
+  ),
+  'a name that is no folder': mine(
+    '--config.mode=eval',
+    '--workdir={tmp}/other_classes',
+    '--config.eval_name=a/b',
+    given="not 'a/b'",
+    possible='letters, digits, _ - and .',
+    do='eval_name becomes part of the name of a folder',
+  ),
+}
+
+DATA = {
+  'an unknown format': mine(
+    '--config.data.train.format=voc',
+    given="unknown data format 'voc'",
+    possible="possible: ['coco_json', 'shapes', 'tfds']",
+    do='possible:',
+  ),
+  'an empty JSON': mine(
+    '--config.data.train.annotations={tmp}/empty.json',
+    given='empty.json: not a JSON file (0 bytes)',
+    possible='the lists images, categories and annotations',
+    do='give an object with',
+  ),
+  'another JSON': mine(
+    '--config.data.train.annotations={tmp}/other.json',
+    given="other.json: not a COCO JSON, without ['images', 'categories', 'annotations']; it has ['boxes']",
+    possible='the lists images, categories and annotations',
+    do='give an object with',
+  ),
+  'results for annotations': mine(
+    '--config.data.train.annotations={tmp}/results.json',
+    given='results.json: not a COCO JSON: the top level is a list',
+    possible='the lists images, categories and annotations',
+    do='give an object with',
+  ),
+  'an unknown category': mine(
+    '--config.data.train.annotations={tmp}/category_9.json',
+    given='5 of 5 annotations have an unknown category_id; the first is annotations[0] with category_id 9',
+    possible='known: 3 ids, [1, 3, 90]',
+    do='Correct these, or list what they mean under `categories`',
+  ),
+  'no boxes': mine(
+    '--config.data.train.annotations={tmp}/no_boxes.json',
+    given='no_boxes.json: 0 annotations for 3 images',
+    possible='a test set',
+    do='require_boxes=False accepts',
+  ),
+  'groups alone': mine(
+    '--config.data.train.annotations={tmp}/crowds.json',
+    given='crowds.json has no object to learn',
+    possible='5 boxes, all around groups (iscrowd)',
+    do='augment.train_on_crowd=True takes these for objects',
+  ),
+  'broken images': mine(
+    '--config.mode=check_data',
+    '--config.data.train.images={tmp}/broken_images',
+    given='is not an image, or is cut short (300 bytes)',
+    possible='3 things make training impossible, see above',
+    do='replace the file or take it out of the annotations',
+  ),
+  'other classes to evaluate on': mine(
+    '--config.data.eval.annotations={tmp}/other_names.json',
+    given="data.eval does not fit data.train: 3 categories instead of 3; not known: ['cube', 'point']",
+    possible="lacking: ['ring', 'square']",
+    do='Give both annotations the same `categories`',
+  ),
+}
+
+DEVICES = {
+  'a batch that the devices do not divide': mine(
+    '--config.batch_size=12',
+    devices=8,
+    given='batch_size 12',
+    possible='8 devices',
+    do='give a multiple of 8, for example 16',
+  ),
+  'a batch that groups do not divide': mine(
+    '--config.group_size=6',
+    given='batch_size 8 is not a multiple of group_size 6',
+    possible='group_size=0 for one group',
+    do='give a multiple of 6',
+  ),
+  'a batch that cannot be dealt out': mine(
+    '--config.accumulate=3',
+    given='batch_size 8 cannot be dealt out to accumulate=3 parts',
+    possible='a divisor of 8',
+    do='give a divisor of 8',
+  ),
+  'shards that do not divide the devices': mine(
+    '--config.state_shards=3',
+    devices=8,
+    given='state_shards is 3',
+    possible='there are 8 devices',
+    do='give a divisor of 8',
+  ),
+  'one of three flags': mine(
+    '--num_hosts=2',
+    given='num_hosts 2, host_index None',
+    possible='coordinator None',
+    do='give all three or none of them',
+  ),
+  'a host too many': mine(
+    *('--coordinator=localhost:1234', '--num_hosts=2', '--host_index=2'),
+    given='host_index is 2, num_hosts 2',
+    possible='0 to 1',
+    do='give each host its own',
+  ),
+  'a coordinator without a port': mine(
+    *('--coordinator=localhost', '--num_hosts=2', '--host_index=0'),
+    given="coordinator is 'localhost'",
+    possible='address:port of host 0',
+    do='such as localhost:1234',
+  ),
+}
+
+CHECKPOINTS = {
+  'nothing to evaluate': mine(
+    '--config.mode=eval',
+    '--workdir={coco}',
+    given='no checkpoint in {coco}',
+    possible='expected a run folder with best/ or checkpoints/ in it, or one checkpoint folder',
+    do='give one, or train first',
+  ),
+  'nothing to analyse': mine(
+    '--config.mode=error_analysis',
+    '--workdir={tmp}/nowhere',
+    given='no checkpoint in {tmp}/nowhere',
+    possible='expected a run folder with best/ or checkpoints/ in it, or one checkpoint folder',
+    do='give one, or train first',
+  ),
+  'nothing to report on': mine(
+    '--config.mode=report',
+    '--workdir={tmp}/nowhere',
+    given='there is no run folder {tmp}/nowhere',
+    possible='run folder',
+    do='give one that was trained',
+  ),
+  'a run of other network sizes': mine(
+    '--workdir={tmp}/other_sizes',
+    given='other_sizes/checkpoints/4 is of another network; dims: [8, 16] there',
+    possible='[8, 8] here',
+    do='Give another --workdir, or the config of that run',
+  ),
+  'a run of another number of classes': mine(
+    '--workdir={tmp}/other_classes',
+    given='is of another network; num_classes: 80 there',
+    possible='3 here',
+    do='Give another --workdir',
+  ),
+  'a run of other class names': mine(
+    '--workdir={tmp}/other_names',
+    given="the training data do not fit {tmp}/other_names: 3 categories instead of 3; not known: ['ring']",
+    possible="lacking: ['cube']",
+    do='Give another --workdir; --config.init_from={tmp}/other_names starts it with these weights',
+  ),
+  'a run with averages': mine(
+    '--workdir={tmp}/averages',
+    given='averages/checkpoints/4 keeps moving averages',
+    possible='this run keeps none',
+    do='give the average_decay of that run, or another --workdir',
+  ),
+  'a run of another optimizer': mine(
+    '--workdir={tmp}/other_optimizer',
+    given='1 arrays are only there (opt_state/momentum, ...)',
+    possible='arrays are only here (opt_state/1/count, ...)',
+    do='Give another --workdir; --config.init_from={tmp}/other_optimizer/checkpoints/4 starts it with the weights',
+  ),
+  'a longer run': mine(
+    '--workdir={tmp}/whole',
+    '--config.total_steps=3',
+    given='{tmp}/whole is already at step 4',
+    possible='total_steps is 3',
+    do='give more, or another --workdir',
+  ),
+  'evaluation of other classes': mine(
+    '--config.mode=eval',
+    '--workdir={tmp}/other_classes',
+    given="3 categories instead of 80; not known: ['disc', 'ring', 'square']",
+    possible="lacking: ['airplane', 'apple', 'backpack', 'banana', 'baseball bat'] and 75 more",
+    do='Give the data of that run, or another checkpoint',
+  ),
+  'a start from another network': mine(
+    '--config.init_from=demo',
+    '--workdir={tmp}/started',
+    given='init_from=demo: only 0% of the parameters of this network are in it',
+    possible='50% are needed; blocks: [1, 1, 2] there, [1, 1] here',
+    do='Give --config.model the sizes of that run, or another checkpoint',
+  ),
+  'nothing frozen': mine(
+    '--config.freeze=hourglas_0',
+    '--workdir={tmp}/whole',
+    given="freeze='hourglas_0' matches no parameter",
+    possible='modules: bottom_right_0, center_0, feature_0, hourglass_0, stem, top_left_0',
+    do='it is compared with the start of paths such as',
+  ),
+  'prediction without a checkpoint': predict(
+    '--checkpoint={tmp}/photos',
+    given='no checkpoint in {tmp}/photos',
+    possible='expected a run folder with best/ or checkpoints/ in it',
+    do='give one, or train first',
+  ),
+  'prediction with a broken checkpoint': predict(
+    '--checkpoint={tmp}/broken',
+    given='the checkpoint {tmp}/broken/best/4 cannot be read: ',
+    possible='Error',
+    do='Copy it again, or give another one',
+  ),
+  'prediction with a PyTorch file': predict(
+    '--checkpoint={tmp}/net.pkl',
+    given='net.pkl is a PyTorch file',
+    possible='make a run folder of it first',
+    do='python scripts/import_torch_checkpoint.py {tmp}/net.pkl RUN_FOLDER',
+  ),
+  'prediction with a zip of something else': predict(
+    '--checkpoint={tmp}/other.zip',
+    given='{tmp}/other.zip is not a whole file of triplet_det.export',
+    possible="no item named 'detector.json'",
+    do='give one that is, or a run folder',
+  ),
+  'prediction with what is no zip': predict(
+    '--checkpoint={tmp}/text.zip',
+    given='{tmp}/text.zip is not a whole file of triplet_det.export',
+    possible='File is not a zip file',
+    do='give one that is, or a run folder',
+  ),
+}
+
+COMMANDS = {
+  'no images': predict(
+    '--checkpoint=demo',
+    photo='',
+    given='error: ',
+    possible='at least one image, video, folder or pattern',
+    do='--checkpoint and at least one image, video, folder or pattern are needed',
+  ),
+  'a folder without images': predict(
+    '--checkpoint=demo',
+    photo='{tmp}/photos',
+    given='{tmp}/photos: no such file, or a folder without images',
+    possible='.jpg, .jpeg, .png',
+    do='give files that are there',
+  ),
+  'a pattern without match': predict(
+    '--checkpoint=demo',
+    photo='{tmp}/photos/*.jpg',
+    given='{tmp}/photos/*.jpg: no such file',
+    possible='.jpg, .jpeg, .png',
+    do='give files that are there',
+  ),
+  'a file that is no image': predict(
+    '--checkpoint=demo',
+    photo='{tmp}/file',
+    code=1,
+    given='left out: {tmp}/file: ',
+    possible='is not an image, or is cut short (1 bytes)',
+    do='replace the file',
+  ),
+  'images in a bucket': predict(
+    '--checkpoint=demo',
+    photo='gs://bucket/a.jpg',
+    given='gs://bucket/a.jpg is not on this machine',
+    possible='only the run folder and the data of triplet_det.main may be elsewhere',
+    do='give a local path, and copy (gcloud storage cp --recursive',
+  ),
+  'boxes into a bucket': predict(
+    '--checkpoint=demo',
+    out='gs://bucket/boxes',
+    given='gs://bucket/boxes is not on this machine',
+    possible='only the run folder and the data of triplet_det.main may be elsewhere',
+    do='give a local path, and copy (gcloud storage cp --recursive',
+  ),
+  'boxes into a file': predict(
+    '--checkpoint=demo',
+    out='{tmp}/file',
+    given='--out={tmp}/file',
+    possible='cannot be a folder for results: File exists',
+    do='give the name of a new',
+  ),
+  'nowhere for the boxes': predict(
+    '--checkpoint=demo', out='', given='error: ', possible='required: --out', do='the following arguments are required'
+  ),
+  'shard 4 of 3': predict(
+    '--checkpoint=demo',
+    '--shard=4/3',
+    given='shard 4/3',
+    possible='1/3 is the first and 3/3 the last',
+    do='numbered from 1',
+  ),
+  'no shard': predict(
+    '--checkpoint=demo',
+    '--shard=three',
+    given="'three' is not a shard",
+    possible='3/16',
+    do='the third of sixteen is 3/16',
+  ),
+  'shards that were never done': predict(
+    '--merge', photo='', given='no parts in {tmp}/boxes/parts', possible='--shard', do='run predict with --shard first'
+  ),
+  'a threshold in percent': predict(
+    '--checkpoint=demo',
+    '--threshold=30',
+    given='--threshold is 30.0',
+    possible='scores are from 0 to 1',
+    do='give one of these',
+  ),
+  'scales with semicolons': predict(
+    '--checkpoint=demo',
+    '--scales=1;2',
+    given="'1;2' are no scales",
+    possible='positive numbers with commas',
+    do='such as 0.6,1,1.2',
+  ),
+  'scale 0': predict(
+    '--checkpoint=demo',
+    '--scales=0,1',
+    given="'0,1' are no scales",
+    possible='positive numbers with commas',
+    do='such as 0.6,1,1.2',
+  ),
+  'no images per batch': predict(
+    '--checkpoint=demo', '--batch_size=0', given='got 0', possible='at least 1', do='batch_size must be at least 1'
+  ),
+  'an unknown option': predict(
+    '--checkpoint=demo',
+    '--thresold=0.3',
+    given='unrecognized arguments: --thresold=0.3',
+    possible='[--threshold THRESHOLD]',
+    do='usage: python -m triplet_det.predict',
+  ),
+  'ids of annotations of other classes': predict(
+    '--checkpoint=demo',
+    '--annotations={coco}/annotations/instances_val2017.json',
+    given='instances_val2017.json lacks 5 of the 8 classes of the detector',
+    possible='diamond, frame, hollow diamond',
+    do='give the annotations of its data',
+  ),
+  'figures of an exported file': predict(
+    '--checkpoint=a.zip',
+    '--figures',
+    given='not an exported file',
+    possible='all images in one process',
+    do='--figures needs a checkpoint',
+  ),
+  'a size that is none': export(
+    '--sizes=640', given="'640' is not a size", possible='WIDTHxHEIGHT in pixels', do='such as 640x480'
+  ),
+  'an unknown platform': export(
+    '--platforms=gpu', given='unknown platform gpu', possible='possible: cpu, cuda, rocm, tpu', do='cuda'
+  ),
+  'a file of another kind': export(
+    out='{tmp}/demo.onnx', given='got {tmp}/demo.onnx', possible='is a zip', do='its name must end in .zip'
+  ),
+  'a file into a bucket': export(
+    out='gs://bucket/demo.zip',
+    given='gs://bucket/demo.zip is not on this machine',
+    possible='only the run folder and the data of triplet_det.main may be elsewhere',
+    do='give a local path, and copy (gcloud storage cp --recursive',
+  ),
+  'a file below a file': export(
+    out='{tmp}/file/demo.zip',
+    given='the folder of --out={tmp}/file',
+    possible='cannot be a folder for results: File exists',
+    do='give the name of a new',
+  ),
+  'an exported file exported': export(
+    '--checkpoint={tmp}/other.zip',
+    given='other.zip is exported already',
+    possible='run folder',
+    do='give the run folder',
+  ),
+}
+
+CALLS = {
+  'a path instead of a list': call(
+    "triplet_det.load('demo')('photo.jpg')",
+    raised='ValueError',
+    given='got the path photo.jpg',
+    possible='the detector takes a list of images',
+    do='pass [path]',
+  ),
+  'an image instead of a list': call(
+    "triplet_det.load('demo')(numpy.zeros((9, 9, 3), numpy.uint8))",
+    raised='ValueError',
+    given='got one ndarray',
+    possible='the detector takes a list of images',
+    do='pass [image]',
+  ),
+  'an image that is not there': call(
+    "triplet_det.load('demo')(['{tmp}/photo.jpg'])",
+    raised='FileNotFoundError',
+    given='no image {tmp}/photo.jpg',
+    possible='a file that is there',
+    do='give a file',
+  ),
+  'an image of floats': call(
+    "triplet_det.load('demo')([numpy.zeros((9, 9, 3))])",
+    raised='ValueError',
+    given='float64',
+    possible='uint8 RGB array',
+    do='must be a uint8 RGB array',
+  ),
+  'an unknown setting': call(
+    "triplet_det.load('demo', miror=False)",
+    raised='ValueError',
+    given="unknown setting 'miror'",
+    possible='Known: scales, center_scale, mirror',
+    do="did you mean 'mirror'?",
+  ),
+  'settings for an exported file': call(
+    "triplet_det.load('{tmp}/other.zip', mirror=False)",
+    raised='ValueError',
+    given='other.zip is exported',
+    possible='and its settings with it',
+    do='give others to triplet_det.export',
+  ),
+}
+
+VERSIONS = {
+  'an export of a newer format': predict(
+    '--checkpoint={tmp}/newer.zip',
+    given='newer.zip is of format 2 (triplet_det 9.0)',
+    possible='reads formats up to 1',
+    do='update it',
+  ),
+  'a checkpoint with a newer record': predict(
+    '--checkpoint={tmp}/newer_record',
+    given='its record has spirit, this version knows',
+    possible='step, categories, model',
+    do='update triplet_det',
+  ),
+  'a checkpoint with a newer test': predict(
+    '--checkpoint={tmp}/newer_test',
+    given='unknown test settings spirit',
+    possible='known: scales, center_scale, mirror',
+    do='update triplet_det',
+  ),
+  'metrics of another version': mine(
+    '--config.mode=report',
+    '--workdir={tmp}/old_metrics',
+    given='old_metrics/eval/step_000004/metrics.json is broken or not what this version writes',
+    possible="KeyError: 'fingerprint'",
+    do='make it anew, or move it',
+  ),
+}
+
+SCRIPTS = {
+  'a table that is not in the paper': script(
+    'tables',
+    *('table6', '--runs={tmp}/runs'),
+    given="invalid choice: 'table6'",
+    possible="'table4', 'table5', 'speed'",
+    do='choose from',
+  ),
+  'a row that is not in the table': script(
+    'tables',
+    *('table4', '--runs={tmp}/runs', '--rows', '6'),
+    given='table4 has no row 6',
+    possible='possible: 1, 2, 3, 4, 5',
+    do='possible:',
+  ),
+  'tables without a folder': script(
+    'tables', 'table4', given='usage: tables.py table4', possible='--runs RUNS', do='required: --runs'
+  ),
+  'an unknown topology': script(
+    'aot_compile',
+    *('--config=configs/shapes.py', '--topology=eight'),
+    given="no topology 'eight'",
+    possible='v4:2x2x1, v6e:2x4, h100:8',
+    do='for example v5e:2x4',
+  ),
+  'no topology': script(
+    'aot_compile',
+    '--config=configs/shapes.py',
+    given='--topology is not given',
+    possible='v5e:2x4 or another TPU slice, or h100:8',
+    do='give the v5e:2x4',
+  ),
+  'a canvas that is none': script(
+    'aot_compile',
+    *('--config=configs/shapes.py', '--topology=v5e:2x4', '--canvas=511'),
+    given='--canvas=511',
+    possible='HEIGHTxWIDTH in pixels is wanted',
+    do='for example 511x767',
+  ),
+  'no COCO to prepare': script(
+    'prepare_coco',
+    *('--coco={tmp}/nowhere', '--data_dir={tmp}/tfds'),
+    given='no annotations at {tmp}/nowhere/annotations/instances_train2017.json',
+    possible='annotations/ and the folders of images train2017, val2017',
+    do='--coco must hold annotations/',
+  ),
+  'an unknown split to prepare': script(
+    'prepare_coco',
+    *('--coco={coco}', '--data_dir={tmp}/tfds', '--splits', 'training2017'),
+    given="unknown COCO split 'training2017'",
+    possible="possible: ['train', 'val', 'test', 'test-dev']",
+    do='each followed by the year, such as val2017',
+  ),
+  'a data set prepared into a file': script(
+    'prepare_coco',
+    *('--coco={coco}', '--data_dir={tmp}/file'),
+    given='--data_dir={tmp}/file',
+    possible='cannot be a folder for results: File exists',
+    do='give the name of a new',
+  ),
+  'too few images to learn by heart': script(
+    'overfit',
+    *('--images={coco}/train2017', '--annotations={coco}/annotations/instances_train2017.json', '--out={tmp}/overfit'),
+    given='instances_train2017.json has 0 images with 3 to 15 objects',
+    possible='8 are needed',
+    do='give --count',
+  ),
+  'an unknown full size': script(
+    'full_size',
+    'hourglass-53',
+    given='no network hourglass-53',
+    possible='possible: hourglass-52, hourglass-104',
+    do='possible:',
+  ),
+  'quirks of no run': script(
+    'quirks',
+    *('--checkpoint={tmp}/photos', '--config=configs/shapes.py'),
+    given='no checkpoint in {tmp}/photos',
+    possible='expected a run folder with best/ or checkpoints/ in it',
+    do='give one, or train first',
+  ),
+  'false boxes by a config that is not there': script(
+    'false_boxes',
+    *('--config=configs/shaeps.py', '{tmp}/run'),
+    given='configs/shaeps.py',
+    possible='No such file or directory',
+    do='usage: false_boxes.py',
+  ),
+  'kills in a folder that is there': script(
+    'kill_test',
+    '--out={tmp}/photos',
+    given='{tmp}/photos is there already',
+    possible='must start from nothing',
+    do='the runs must start from nothing',
+  ),
+  'no PyTorch file': script(
+    'import_torch_checkpoint',
+    *('{tmp}/no.pkl', '{tmp}/imported'),
+    given='{tmp}/no.pkl: no file there',
+    possible='.pkl or .pth',
+    do='give a .pkl or .pth',
+  ),
+}
+
+MISTAKES = PATHS | CONFIGS | DATA | DEVICES | CHECKPOINTS | COMMANDS | CALLS | VERSIONS | SCRIPTS
+
+
+def write_run(folder: Path, state, *, model=None, categories=None, test=None) -> None:
+  """A run folder with a checkpoint in checkpoints/ and best/."""
+  here = CategoryTable.from_coco(CATEGORIES)
+  settings = dataclasses.asdict(inference.Settings(canvas_multiple=32))
+  record = checkpoints.RunRecord(STEP, categories or here, model or SIZES, test or settings)
+  saved = checkpoints.Checkpoints(folder)
+  saved.save(state, record)
+  saved.save_best({name: state[name] for name in ('params', 'batch_stats')}, record)
+  saved.close()
+
+
+def write_runs(folder: Path, overrides: dict) -> None:
+  """Run folders that do not fit the command `mine`, and one that does."""
+  config = coco_json.get_config()
+  config.update_from_flattened_dict(overrides)
+  built = train.build_step(config, sharding.make_mesh(), len(CATEGORIES))
+  zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), built.state)
+  whole = {field.name: getattr(zeros, field.name) for field in dataclasses.fields(zeros)}
+  little = {name: {'x': np.zeros(2)} for name in ('params', 'batch_stats')}
+  write_run(folder / 'whole', whole, model=built.model)
+  write_run(
+    folder / 'other_names', whole, model=built.model, categories=CategoryTable((3, 1, 90), ('disc', 'square', 'cube'))
+  )
+  write_run(folder / 'other_optimizer', whole | {'opt_state': {'momentum': np.zeros(2)}}, model=built.model)
+  write_run(folder / 'averages', little | {'average': little}, model=built.model)
+  write_run(folder / 'other_sizes', little, model=built.model | {'dims': (8, 16)})
+  write_run(folder / 'other_classes', little, model=built.model | {'num_classes': 80}, categories=COCO)
+  for name in ('broken', 'newer_record'):
+    write_run(folder / name, little)
+  write_run(folder / 'newer_test', little, model=built.model, test=dict(scales=(1.0,), center_scale=1.0, spirit=1))
+  for data in (folder / 'broken/best/4/state').rglob('d/*'):
+    data.unlink()
+  record = folder / 'newer_record/best/4/record/metadata'
+  record.write_text(json.dumps(json.loads(record.read_text()) | {'spirit': 1}))
+  metrics = folder / 'old_metrics/eval/step_000004/metrics.json'
+  metrics.parent.mkdir(parents=True)
+  metrics.write_text('{"metrics": {"AP": 0.5}}')
+
+
+def write_files(folder: Path) -> dict[str, Path]:
+  """Everything that the commands name."""
+  coco = write_tiny_coco(folder / 'coco', train=3, val=2)
+  content = json.loads(coco.annotations().read_text())
+  renamed = [dict(CATEGORIES[0]), dict(CATEGORIES[1], name='cube'), dict(CATEGORIES[2], name='point')]
+  for name, data in {
+    'other': {'boxes': []},
+    'results': [],
+    'category_9': content | {'annotations': [a | {'category_id': 9} for a in content['annotations']]},
+    'no_boxes': content | {'annotations': []},
+    'crowds': content | {'annotations': [a | {'iscrowd': 1} for a in content['annotations']]},
+    'other_names': json.loads(coco.annotations('val2017').read_text()) | {'categories': renamed},
+  }.items():
+    (folder / f'{name}.json').write_text(json.dumps(data))
+  (folder / 'empty.json').write_text('')
+  shutil.copytree(coco.images(), folder / 'broken_images')
+  for path in (folder / 'broken_images').iterdir():
+    path.write_bytes(path.read_bytes()[:300])
+  (folder / 'photos').mkdir()
+  for name in ('file', 'net.pkl', 'text.zip'):
+    (folder / name).write_text('x')
+  for name, entry, text in (
+    ('other', 'a.txt', ''),
+    ('newer', 'detector.json', '{"format": 2, "versions": {"triplet_det": "9.0"}}'),
+  ):
+    with zipfile.ZipFile(folder / f'{name}.zip', 'w') as file:
+      file.writestr(entry, text)
+  (folder / 'bug.py').write_text('\n\ndef get_config():\n  return unknown\n')
+  (folder / 'no_function.py').write_text('config = {}\n')
+  write_runs(folder, SMALL)
+  return dict(tmp=folder, coco=coco.root, cache=Path(jax.config.jax_compilation_cache_dir))
+
+
+@pytest.fixture(scope='module')
+def places(tmp_path_factory):
+  return write_files(tmp_path_factory.mktemp('mistakes'))
+
+
+@pytest.fixture(scope='module')
+def ended(places, tmp_path_factory):
+  """Name of a mistake -> how its command ended."""
+  commands = [
+    forks.Command(tuple(word.format(**places) for word in mistake.words), devices=mistake.devices)
+    for mistake in MISTAKES.values()
+  ]
+  return dict(zip(MISTAKES, forks.run(commands, tmp_path_factory.mktemp('said'))))
+
+
+def message(mistake: Mistake, said: str) -> str:
+  """What the user has to read: the error, or the last line of a Python error, without the hint on the stack."""
+  if mistake.raised:
+    return said.strip().splitlines()[-1]
+  starts = [said.find(mark) for mark in ('error: ', 'left out: ', 'FATAL Flags parsing error') if mark in said]
+  return said[min(starts, default=0) :].replace('(--v=1 shows where)', '').strip()
+
+
+@pytest.mark.parametrize('name', MISTAKES)
+def test_a_mistake(ended, places, name):
+  mistake, end = MISTAKES[name], ended[name]
+  assert end.code == mistake.code, end.err
+  told = message(mistake, end.err) if mistake.raised else end.err
+  for part in (mistake.given, mistake.possible, mistake.do):
+    assert part.format(**places) in told, told
+  if mistake.raised:
+    assert told.startswith(f'{mistake.raised}: ')
+  else:
+    assert 'Traceback' not in end.err
+    assert sum('error: ' in line for line in end.err.splitlines()) <= 1
+
+
+def test_nothing_was_written(ended, places):
+  assert {path.name for path in places['tmp'].iterdir()} & {'demo.zip', 'runs', 'nowhere', 'overfit'} == set()
+  assert not (forks.ROOT / 'gs:').exists()
+
+
+def test_the_table(ended, places, capsys):
+  """mistake -> message, for whoever reads the output of the tests."""
+  lines = []
+  for name, mistake in MISTAKES.items():
+    told = message(mistake, ended[name].err)
+    for key in ('coco', 'tmp'):
+      told = told.replace(str(places[key]), key.upper())
+    lines += textwrap.wrap(f'{name} -> {" ".join(told.split())}', 118, subsequent_indent='    ', max_lines=4)
+  with capsys.disabled():
+    print('\n'.join(['', f'{len(MISTAKES)} mistakes of users, and what they are told', *lines]))
+  assert len(MISTAKES) >= 40
