@@ -291,7 +291,7 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(config, planned, tmp_path, m
   lines = {line[:40].strip(): line for line in said.splitlines()}
   step = planned.programs[0]
   assert f'{step.memory["parameters"] / 1024:.2f} KiB' in lines['memory: parameters']
-  assert f'{step.total_memory / 2**20:.2f} MiB' in lines['memory, total']
+  assert f'{step.total_memory / 1024:.2f} KiB' in lines['memory, total']
   assert 'least time' not in said and 'steps: at least' not in said
 
 

@@ -418,6 +418,7 @@ CHECKPOINTS = {
   ),
   'a run with averages': mine(
     '--workdir={tmp}/averages',
+    '--config.average_decay=0',
     given='averages/checkpoints/4 keeps moving averages',
     possible='this run keeps none',
     do='give the average_decay of that run, or another --workdir',

@@ -33,6 +33,7 @@ OVERRIDES = {
   'model.cascade_corner_pooling': False,
   'optimizer.base': 1e-3,
   'optimizer.warmup_steps': 2,
+  'average_decay': 0.0,
 }
 
 
