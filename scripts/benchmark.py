@@ -27,9 +27,9 @@ sys.path.insert(0, str(ROOT))
 import jax
 from absl import flags
 
-from scripts import quiet_pairs, timed_detection, timed_process, timed_training
-from scripts.benchmark_table import compare
 from scripts.side_by_side import as_json, as_text
+from scripts.timing import quiet_pairs, timed_detection, timed_process, timed_training
+from scripts.timing.benchmark_table import compare
 
 # Command -> its arguments, and what it measures.
 COMMANDS = {

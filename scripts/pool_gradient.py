@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from scripts import aot_compile, quiet_pairs  # the first sets up JAX for compilers without their device
+from scripts import aot_compile  # sets up JAX for compilers without their device
+from scripts.timing import quiet_pairs
 from triplet_det import sharding
 from triplet_det.models import pooling
 

@@ -12,8 +12,11 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from scripts import paper, quiet_pairs
-from scripts.detection_parts import (
+from scripts import paper
+from scripts.runs import flat
+from scripts.side_by_side import Row, Table, common_and_notes
+from scripts.timing import quiet_pairs
+from scripts.timing.detection_parts import (
   NETWORKS,
   PARTS,
   SETTINGS,
@@ -24,8 +27,6 @@ from scripts.detection_parts import (
   random_weights,
   weights,
 )
-from scripts.runs import flat
-from scripts.side_by_side import Row, Table, common_and_notes
 from triplet_det import evaluate
 from triplet_det.data import augment
 

@@ -9,13 +9,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted(ROOT.glob('docs/**/*.md'))]
 MODULES = [
-  *sorted(ROOT.glob('scripts/*.py')),
+  *sorted(ROOT.glob('scripts/**/*.py')),
   *sorted(ROOT.glob('configs/*.py')),
   *(ROOT / f'triplet_det/{name}.py' for name in ('main', 'predict', 'export')),
 ]
 _FENCED = re.compile(r'^```(\w*)\n(.*?)^```$', re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r'`([^`]+)`')
-_COMMAND = re.compile(r'(python -m \S+ |pip |ruff |scripts/\w+\.(py|sh) |\.ci/run$)')
+_COMMAND = re.compile(r'(python -m \S+ |pip |ruff |scripts/[\w/]+\.(py|sh) |\.ci/run$)')
 
 
 @dataclasses.dataclass(frozen=True)

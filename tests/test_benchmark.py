@@ -16,19 +16,18 @@ import jax
 import numpy as np
 import pytest
 
-from scripts import (
-  benchmark,
+from scripts import benchmark, side_by_side
+from scripts.timing import (
   benchmark_table,
   detection_parts,
   first_detection,
   own_process,
   quiet_pairs,
-  side_by_side,
   timed_detection,
   timed_process,
   timed_training,
 )
-from scripts.quiet_pairs import Arm, Clocks, CpuTime
+from scripts.timing.quiet_pairs import Arm, Clocks, CpuTime
 from tests import golden_state
 from tests.golden_state import relative_error
 from tests.tiny_coco import write_tiny_coco
@@ -259,7 +258,8 @@ def test_startup(tiny, tmp_path, capsys, monkeypatch):
   """What the fresh processes do, here in this one."""
 
   def start(command, *, env, **_):
-    assert command[1:3] == ['-m', 'scripts.first_detection'] and env['JAX_COMPILATION_CACHE_DIR'].endswith('/cache')
+    assert command[1:3] == ['-m', 'scripts.timing.first_detection']
+    assert env['JAX_COMPILATION_CACHE_DIR'].endswith('/cache')
     monkeypatch.setattr(sys, 'argv', command[2:])
     with contextlib.redirect_stdout(io.StringIO()) as said:
       first_detection.main()
@@ -349,7 +349,7 @@ def torch(monkeypatch):
 @pytest.mark.parametrize('pools', ['lines', 'cummax'])
 @pytest.mark.parametrize('name', golden_state.NETWORKS)
 def test_the_twin_is_the_published_network(name, pools, parity, torch):
-  from scripts import torch_twin
+  from scripts.timing import torch_twin
 
   parity(f'PyTorch twin of the benchmark: maps of small {name}', torch_twin.golden_error(name, pools), torch_twin.BOUND)
 
@@ -357,7 +357,7 @@ def test_the_twin_is_the_published_network(name, pools, parity, torch):
 @pytest.mark.parametrize('name', golden_state.NETWORKS)
 def test_the_twins_loss_is_the_published_one(name, torch):
   """Loss and the norm of every gradient, in float64 as the golden ones."""
-  from scripts import torch_training, torch_twin
+  from scripts.timing import torch_training, torch_twin
 
   golden = golden_state.read(f'small_net_{name}')
   twin = torch_twin.Twin(golden_state.NETWORKS[name])
@@ -385,7 +385,7 @@ def test_the_twins_loss_is_the_published_one(name, torch):
 
 @pytest.mark.parametrize('dim, from_last', [(2, True), (2, False), (3, True), (3, False)])
 def test_line_by_line_is_cummax(dim, from_last, torch):
-  from scripts import torch_twin
+  from scripts.timing import torch_twin
 
   x = torch.randn(2, 3, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
   ours, theirs = (pool(x, dim, from_last) for pool in (torch_twin.POOLS['lines'], torch_twin.POOLS['cummax']))
@@ -424,7 +424,7 @@ def test_against_the_twin(tiny, tmp_path, capsys, monkeypatch, torch):
   """Both programs of a training step, the twin in both memory formats."""
   monkeypatch.setattr(timed_detection, 'OwnProcess', Here)
   monkeypatch.setattr(Here, 'makers', [])
-  from scripts import torch_twin
+  from scripts.timing import torch_twin
 
   monkeypatch.setattr(torch_twin, 'golden_error', lambda name, pools: 3e-5)
   with pytest.raises(SystemExit):
@@ -441,8 +441,8 @@ def test_against_the_twin(tiny, tmp_path, capsys, monkeypatch, torch):
   assert code == 0 and row['row'] == 'CenterNet tiny, batch 2'
   assert here['ours / torch'] == pytest.approx(here['ms'] / here['torch ms'])
   assert here['peak MB'] == here['torch peak MB'] == 5 and here['of GEMM peak'] > 0
-  twin = 'scripts.torch_training:train_step'
-  assert Here.makers == [(twin, True), (twin, False), ('scripts.timed_training:our_step', None)]
+  twin = 'scripts.timing.torch_training:train_step'
+  assert Here.makers == [(twin, True), (twin, False), ('scripts.timing.timed_training:our_step', None)]
   assert recipe['settings.against'] == 'torch' and recipe['versions.torch']
   assert 'twin: checked against the golden network; memory format: ' in printed
 

@@ -198,10 +198,10 @@ EXECUTED = {
   ),
   'scripts/benchmark.py startup --hg 104': ByTest('tests/test_benchmark.py::test_startup'),
   'scripts/benchmark.py memory --images 1000': ByTest('tests/test_benchmark.py::test_memory_of_predictions'),
-  'python -m scripts.first_detection RUN_FOLDER HEIGHT WIDTH $(date +%s.%N)': (
+  'python -m scripts.timing.first_detection RUN_FOLDER HEIGHT WIDTH $(date +%s.%N)': (
     ByTest('tests/test_benchmark.py::test_startup')
   ),
-  'python -m scripts.own_process scripts.torch_twin:network \'{"side": 127, ...}\'': (
+  'python -m scripts.timing.own_process scripts.timing.torch_twin:network \'{"side": 127, ...}\'': (
     ByTest('tests/test_benchmark.py::test_a_process_of_its_own')
   ),
   'scripts/full_size.py hourglass-52': ByTest(FULL),

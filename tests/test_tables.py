@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts import detection_parts, paper, runs, side_by_side, speed, tables
+from scripts import paper, runs, side_by_side, speed, tables
+from scripts.timing import detection_parts
 from triplet_det import inference
 from triplet_det.models import detector
 

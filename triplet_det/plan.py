@@ -154,7 +154,9 @@ def _detection(
   apply_fn = evaluate.last_stack(module)
   return compile_program(
     DETECTION,
-    jax.jit(functools.partial(inference.propose, apply_fn, settings)).lower(variables, canvases, placement),
+    jax.jit(functools.partial(inference.propose, inference.suited(apply_fn, devices), settings)).lower(
+      variables, canvases, placement
+    ),
     {
       'parameters': bytes_on_device(variables),
       'images and boxes': bytes_on_device((canvases, placement)),

@@ -81,12 +81,18 @@ def network_flops(apply_fn: Callable, *arguments: Any, train: bool) -> int:
 
 
 def _convolutions(jaxpr: core.Jaxpr) -> Iterator[int]:
-  """FLOPs of each convolution in program order, those in called functions included."""
+  """FLOPs of each convolution in program order, those in called functions included.
+
+  Of what differs by platform the default counts, the last branch: it computes by the definition.
+  """
   for equation in jaxpr.eqns:
     if equation.primitive.name == 'conv_general_dilated':
       yield _convolution_flops(equation)
       continue
-    for value in equation.params.values():
+    called = equation.params
+    if equation.primitive.name == 'cond':
+      called = {'default': called['branches'][-1]}
+    for value in called.values():
       for part in value if isinstance(value, tuple | list) else (value,):
         if isinstance(part, core.ClosedJaxpr | core.Jaxpr):
           yield from _convolutions(part.jaxpr if isinstance(part, core.ClosedJaxpr) else part)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax import lax
 
+from triplet_det.models.convolve import convolve
 from triplet_det.models.norm import EPSILON, BatchNorm
 
 
@@ -56,14 +56,7 @@ class Conv(nn.Module):
     fan_in = self.kernel * self.kernel * x.shape[-1]
     shape = (self.kernel, self.kernel, x.shape[-1], self.features)
     kernel = self.param('kernel', uniform_fan_in(fan_in), shape)
-    pad = (self.kernel - 1) // 2
-    y = lax.conv_general_dilated(
-      x.astype(self.dtype),
-      kernel.astype(self.dtype),
-      window_strides=(self.stride, self.stride),
-      padding=((pad, pad), (pad, pad)),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )
+    y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
     if self.bias == 'none':
       return y
     init = uniform_fan_in(fan_in) if self.bias == 'uniform' else nn.initializers.constant(self.bias)

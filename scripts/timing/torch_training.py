@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from scripts import torch_twin
+from scripts.timing import torch_twin
 
 WEIGHT = 0.1  # of pull and push, which are sums over the images
 CLIP = 1e-4  # probabilities stay this far from 0 and 1

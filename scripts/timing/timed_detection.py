@@ -8,12 +8,12 @@ from pathlib import Path
 
 import jax
 
-from scripts import detection_parts, quiet_pairs
-from scripts.benchmark_table import GEMM, OURS, TORCH, timed_row, timed_table
-from scripts.detection_parts import NETWORKS, PARTS, SETTINGS, SIZES
-from scripts.own_process import OwnProcess
-from scripts.quiet_pairs import Arm
 from scripts.side_by_side import Table
+from scripts.timing import detection_parts, quiet_pairs
+from scripts.timing.benchmark_table import GEMM, OURS, TORCH, timed_row, timed_table
+from scripts.timing.detection_parts import NETWORKS, PARTS, SETTINGS, SIZES
+from scripts.timing.own_process import OwnProcess
+from scripts.timing.quiet_pairs import Arm
 from triplet_det import inference
 from triplet_det.data import augment
 from triplet_det.export import parse_size
@@ -47,7 +47,7 @@ def network(arguments: argparse.Namespace, measure: Mapping) -> Table:
     'network',
     f'Network: {side} x {side} pixels, image and mirror image',
     f'{NETWORKS[arguments.detector]} {arguments.hg}',
-    makers={OURS: 'scripts.detection_parts:network', TORCH: 'scripts.torch_twin:network'},
+    makers={OURS: 'scripts.timing.detection_parts:network', TORCH: 'scripts.timing.torch_twin:network'},
     given=dict(model=model, side=side),
     flops=flops,
     settings=settings,

@@ -1,6 +1,6 @@
 """What a fresh process does until its first detection, for `scripts/benchmark.py startup` to time.
 
-  python -m scripts.first_detection RUN_FOLDER HEIGHT WIDTH $(date +%s.%N)
+  python -m scripts.timing.first_detection RUN_FOLDER HEIGHT WIDTH $(date +%s.%N)
 
 Prints the seconds of each part, and of all since the moment given, as JSON.
 """

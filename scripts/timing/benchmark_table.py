@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from scripts.quiet_pairs import Turns
 from scripts.runs import flat
 from scripts.side_by_side import Row, Table, number
+from scripts.timing.quiet_pairs import Turns
 from triplet_det import evaluate, inference
 
 OURS, TORCH, GEMM = 'ours', 'torch', 'GEMM'

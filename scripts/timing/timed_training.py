@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 from configs import triplet
-from scripts import detection_parts, quiet_pairs
-from scripts.benchmark_table import GEMM, OURS, TORCH, timed_row, timed_table
-from scripts.detection_parts import NETWORKS
-from scripts.quiet_pairs import Arm
 from scripts.side_by_side import Table
-from scripts.timed_detection import add_network_arguments, add_twin_arguments, against_twin, model_and_side
+from scripts.timing import detection_parts, quiet_pairs
+from scripts.timing.benchmark_table import GEMM, OURS, TORCH, timed_row, timed_table
+from scripts.timing.detection_parts import NETWORKS
+from scripts.timing.quiet_pairs import Arm
+from scripts.timing.timed_detection import add_network_arguments, add_twin_arguments, against_twin, model_and_side
 from triplet_det import sharding, train
 from triplet_det.data import pipeline
 from triplet_det.structs import Batch
@@ -38,7 +38,7 @@ def train_step(arguments: argparse.Namespace, measure: Mapping) -> Table:
     'train_step',
     f'Training step: {arguments.batch} x {side} x {side} pixels',
     f'{NETWORKS[arguments.detector]} {arguments.hg}, batch {arguments.batch}',
-    makers={OURS: 'scripts.timed_training:our_step', TORCH: 'scripts.torch_training:train_step'},
+    makers={OURS: 'scripts.timing.timed_training:our_step', TORCH: 'scripts.timing.torch_training:train_step'},
     given=dict(model=model, batch=arguments.batch, side=side),
     flops=flops,
     settings={name: getattr(arguments, name) for name in names} | dict(size=side),

@@ -1,6 +1,6 @@
 """A program in a process of its own, that runs when told to: its peak memory is its own, and so are its threads.
 
-  python -m scripts.own_process scripts.torch_twin:network '{"side": 127, ...}'
+  python -m scripts.timing.own_process scripts.timing.torch_twin:network '{"side": 127, ...}'
 
 The function named makes the program from the settings and returns it. The process says on its standard output, a JSON
 per line, when it has done what a line of its standard input asked for: run, peak. Free of JAX, which would count.
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class OwnProcess:
@@ -31,7 +31,7 @@ class OwnProcess:
     """
     self._maker = maker
     self._process = subprocess.Popen(
-      [sys.executable, '-m', 'scripts.own_process', maker, json.dumps(settings)],
+      [sys.executable, '-m', 'scripts.timing.own_process', maker, json.dumps(settings)],
       cwd=ROOT,
       env=os.environ | dict(environment or {}),
       stdin=subprocess.PIPE,

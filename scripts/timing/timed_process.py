@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts import detection_parts, quiet_pairs
-from scripts.benchmark_table import GEMM, OURS, plain_table, timed_row, timed_table
-from scripts.detection_parts import NETWORKS, SIZES, SOUND
-from scripts.own_process import ROOT, memory
-from scripts.quiet_pairs import Arm
 from scripts.side_by_side import Row, Table
-from scripts.timed_detection import MB, add_network_arguments
+from scripts.timing import detection_parts, quiet_pairs
+from scripts.timing.benchmark_table import GEMM, OURS, plain_table, timed_row, timed_table
+from scripts.timing.detection_parts import NETWORKS, SIZES, SOUND
+from scripts.timing.own_process import ROOT, memory
+from scripts.timing.quiet_pairs import Arm
+from scripts.timing.timed_detection import MB, add_network_arguments
 from triplet_det import checkpoints, evaluate, inference
 from triplet_det.categories import CategoryTable
 from triplet_det.data.annotations import read_annotations
@@ -45,7 +45,8 @@ def startup(arguments: argparse.Namespace, measure: Mapping) -> Table:
     cache = {'JAX_COMPILATION_CACHE_DIR': str(scratch / 'cache'), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
 
     def start() -> dict:
-      command = [sys.executable, '-m', 'scripts.first_detection', str(folder), str(side), str(side), str(time.time())]
+      module = 'scripts.timing.first_detection'
+      command = [sys.executable, '-m', module, str(folder), str(side), str(side), str(time.time())]
       done = subprocess.run(command, cwd=ROOT, env=os.environ | cache, stdout=subprocess.PIPE, text=True, check=False)
       if done.returncode:
         raise ValueError(f'no first detection from {folder}; what the process said is above')

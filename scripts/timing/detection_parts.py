@@ -66,6 +66,11 @@ def folded(module: detector.Detector, variables: Mapping) -> tuple[detector.Dete
   return module, jax.device_put(variables)
 
 
+def last_stack(module: detector.Detector) -> Callable[..., KeypointMaps]:
+  """As `inference.Detector` runs it on the first device."""
+  return inference.suited(evaluate.last_stack(module), jax.devices()[:1])
+
+
 def noise(height: int, width: int) -> np.ndarray:
   """An image [height, width, 3] uint8."""
   return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
@@ -75,7 +80,7 @@ def network(model: Mapping, side: int) -> Callable[[], object]:
   """The network on an image of `side` x `side` pixels and its mirror image, for a process of its own."""
   module, variables = folded(*random_weights(model))
   images = jax.device_put(inference.network_input(noise(side, side)[None], SOUND))
-  apply = jax.jit(evaluate.last_stack(module)).lower(variables, images).compile()
+  apply = jax.jit(last_stack(module)).lower(variables, images).compile()
   return lambda: jax.block_until_ready(apply(variables, images))
 
 
@@ -108,11 +113,11 @@ def compile_parts(
   cells = [(length + 1) // 4 for length in canvases.shape[1:3]]
   centers = module.config.center_branch
   added = objects_in_maps(*cells, module.config.num_classes, centers=centers) if objects else None
-  last_stack = evaluate.last_stack(module)
+  network = last_stack(module)
 
   def apply(variables, images):
     weights, added = variables
-    maps = last_stack(weights, images)
+    maps = network(weights, images)
     return maps if added is None else jax.tree.map(lambda a, b: 1e-3 * a + b, maps, added)
 
   variables = jax.device_put((variables, added))
