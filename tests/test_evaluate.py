@@ -7,6 +7,7 @@ import json
 import math
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
@@ -17,7 +18,7 @@ from triplet_det import __version__, evaluate, gallery, inference
 from triplet_det.categories import CategoryTable
 from triplet_det.data import pipeline
 from triplet_det.models import detector
-from triplet_det.structs import Detections, Pairs
+from triplet_det.structs import Detections, KeypointMaps, Pairs
 
 KINDS = ('png', 'jpg')  # of the pictures of an image
 TINY = dict(stacks=1, dims=(8, 8, 8), blocks=(1, 1, 1), stem_width=8, head_width=8, pool_width=8, num_classes=3)
@@ -329,3 +330,22 @@ def test_the_table_of_the_error_analysis():
     '  nothing          40.7   20.0',
     '  everything      100.0    nan',
   ]
+
+
+def test_one_cpu_takes_image_after_image():
+  rng = np.random.default_rng(0)
+  kernel, images = rng.normal(size=(3, 3, 3, 8)).astype(np.float32), rng.normal(size=(4, 16, 12, 3)).astype(np.float32)
+  batches = []
+
+  def apply_fn(kernel, images):
+    batches.append(len(images))
+    y = jax.lax.conv_general_dilated(images, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    return KeypointMaps(y, y + 1, y[..., :1], y[..., 1:2], y[..., 2:4], y[..., 4:6])
+
+  cpu = jax.devices()[:1]
+  found = jax.jit(evaluate.suited(apply_fn, cpu))(kernel, images)
+  assert batches == [1]  # traced once
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found, apply_fn(kernel, images))
+  assert found.center_heat is None
+  gpu = type('Gpu', (), {'platform': 'gpu'})()
+  assert evaluate.suited(apply_fn, [gpu]) is apply_fn and evaluate.suited(apply_fn, [*cpu, gpu]) is apply_fn

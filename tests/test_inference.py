@@ -443,22 +443,3 @@ def test_bad_settings_are_refused(detector):
     Settings(center_rule='last')
   with pytest.raises(ValueError, match="'none'; possible: gaussian, linear, hard"):
     Settings(nms_method='none')
-
-
-def test_one_cpu_takes_image_after_image():
-  rng = np.random.default_rng(0)
-  kernel, images = rng.normal(size=(3, 3, 3, 8)).astype(np.float32), rng.normal(size=(4, 16, 12, 3)).astype(np.float32)
-  batches = []
-
-  def apply_fn(kernel, images):
-    batches.append(len(images))
-    y = jax.lax.conv_general_dilated(images, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-    return KeypointMaps(y, y + 1, y[..., :1], y[..., 1:2], y[..., 2:4], y[..., 4:6])
-
-  cpu = jax.devices()[:1]
-  found = jax.jit(inference.suited(apply_fn, cpu))(kernel, images)
-  assert batches == [1]  # traced once
-  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found, apply_fn(kernel, images))
-  assert found.center_heat is None
-  gpu = type('Gpu', (), {'platform': 'gpu'})()
-  assert inference.suited(apply_fn, [gpu]) is apply_fn and inference.suited(apply_fn, [*cpu, gpu]) is apply_fn

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import struct
-from jax import lax
 
 from triplet_det import decode, nms, photometric
 from triplet_det.canvas import Placement, canvas_size, check_image, place, resized_size
@@ -109,23 +108,6 @@ def propose(
   """
   maps = apply_fn(variables, network_input(canvases, settings))
   return locate(maps, settings, canvases.shape[1:3], placement)
-
-
-def suited(apply_fn: Callable[..., KeypointMaps], devices: Collection[jax.Device]) -> Callable[..., KeypointMaps]:
-  """`apply_fn` in the form that is fastest on these devices.
-
-  One CPU takes image after image, whose maps then stay in its cache and need memory once; all others take the batch.
-  """
-  if len(devices) > 1 or next(iter(devices)).platform != 'cpu':
-    return apply_fn
-
-  def image_by_image(variables, images):
-    if len(images) == 1:
-      return apply_fn(variables, images)
-    maps = lax.map(lambda image: apply_fn(variables, image[None]), images)
-    return jax.tree.map(lambda a: a[:, 0], maps)
-
-  return image_by_image
 
 
 def network_input(canvases: jax.Array, settings: Settings) -> jax.Array:
@@ -320,8 +302,7 @@ class Detector:
     self._sharding = sharding
     self._prepare = prepare
     self.use(variables)
-    devices = sharding.device_set if sharding else jax.devices()[:1]
-    self._propose = jax.jit(functools.partial(propose, suited(apply_fn, devices), settings))
+    self._propose = jax.jit(functools.partial(propose, apply_fn, settings))
     self._finish = jax.jit(functools.partial(finish, settings=settings))
     self._programs = {}
 

@@ -152,11 +152,10 @@ def _detection(
   variables = jax.eval_shape(module.init, jax.random.key(0), normalised)
   variables = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), variables)
   apply_fn = evaluate.last_stack(module)
+  suited = evaluate.suited(apply_fn, devices)
   return compile_program(
     DETECTION,
-    jax.jit(functools.partial(inference.propose, inference.suited(apply_fn, devices), settings)).lower(
-      variables, canvases, placement
-    ),
+    jax.jit(functools.partial(inference.propose, suited, settings)).lower(variables, canvases, placement),
     {
       'parameters': bytes_on_device(variables),
       'images and boxes': bytes_on_device((canvases, placement)),
@@ -164,6 +163,7 @@ def _detection(
     chip,
     images=rows,
     useful_flops=roofline.network_flops(apply_fn, variables, normalised, train=False) / len(devices),
+    turns=1 if suited is apply_fn else normalised.shape[0],
     beside={"the training's state meanwhile": bytes_on_device(built.state)},
     what_helps='a smaller eval_batch_size, evaluation in a run of its own (mode=eval)',
   )[0]

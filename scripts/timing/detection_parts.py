@@ -67,8 +67,8 @@ def folded(module: detector.Detector, variables: Mapping) -> tuple[detector.Dete
 
 
 def last_stack(module: detector.Detector) -> Callable[..., KeypointMaps]:
-  """As `inference.Detector` runs it on the first device."""
-  return inference.suited(evaluate.last_stack(module), jax.devices()[:1])
+  """As `evaluate.make_detector` runs it on the first device."""
+  return evaluate.suited(evaluate.last_stack(module), jax.devices()[:1])
 
 
 def noise(height: int, width: int) -> np.ndarray:

@@ -92,10 +92,8 @@ def resident(arguments: argparse.Namespace, _: Mapping) -> Table:
   if arguments.images < 2:
     raise ValueError(f'growth takes at least 2 images, got {arguments.images}')
   sizes = _sizes(arguments)
-  module, variables = detection_parts.folded(
-    *detection_parts.random_weights(detection_parts.model_of(arguments.detector, arguments.hg))
-  )
-  detector = inference.Detector(evaluate.last_stack(module), variables, SOUND, batch_size=1)
+  network = detection_parts.random_weights(detection_parts.model_of(arguments.detector, arguments.hg))
+  detector = evaluate.make_detector(*network, SOUND, batch_size=1)
   settled = min(SETTLED, arguments.images // 2)
   held = {}
   for number in range(1, arguments.images + 1):
