@@ -4,14 +4,18 @@ import json
 import types
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import triplet_det
+from configs import coco_json
 from configs import shapes as shapes_config
 from scripts import make_demo_weights
-from triplet_det import checkpoints, demo
+from triplet_det import checkpoints, demo, finetune
+from triplet_det.categories import CategoryTable
 from triplet_det.data import pipeline, shapes
+from triplet_det.models import detector
 
 FOLDER = Path(demo.__file__).parent
 
@@ -71,6 +75,24 @@ def test_float16_of_kernels_alone(tmp_path):
     demo.save_weights(variables, tmp_path)
   with pytest.raises(FileNotFoundError, match=r'weights\.npz is missing: install'):
     demo.load_weights(tmp_path / 'nothing')
+
+
+def test_training_on_own_data_can_start_from_it():
+  """The network of configs/coco_json.py has its sizes: all comes along but the heatmaps' rows of other classes."""
+  theirs, record = demo.load_weights()
+  mine = CategoryTable(ids=(1, 2, 5), names=('cell', record.categories.names[3], 'platelet'))
+  model = {**coco_json.get_config().model, 'num_classes': len(mine)}
+  shapes_of = jax.eval_shape(detector.build(model).init, jax.random.key(0), np.zeros((1, 127, 127, 3), np.float32))
+  ours = jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), shapes_of)
+  merged, transfer = finetune.merge(ours, theirs, mine, record.categories)
+  assert transfer.misfits == () and transfer.classes == (record.categories.names[3],)
+  rows = 3 * 2 * (model['dims'][0] + 1)  # of three heatmaps, for two classes the demo does not know
+  assert transfer.fresh.total() == rows and transfer.share > 0.999
+  heat = merged['params']['center_0']['heat']['out']['kernel'][0, 0]
+  assert (heat[:, [0, 2]] == 7).all() and (heat[:, 1] != 7).all()
+  np.testing.assert_array_equal(
+    merged['batch_stats']['stem']['block']['norm']['var'], theirs['batch_stats']['stem']['block']['norm']['var']
+  )
 
 
 @pytest.fixture
