@@ -74,6 +74,7 @@ def _gradients_by_definition(x, kernel, g):
 _on_large_maps.defvjp(_on_large_maps_forward, _on_large_maps_backward)
 
 
+@jax.jit  # traced and lowered once per shape, not once per layer
 def minimal_filtering(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """`convolve` of [B, H, W, C] by [3, 3, C, D] for H a multiple of 4, whatever the size and platform."""
   kernels = _sums(KERNEL, [kernel[row : row + 1] for row in range(3)])
@@ -81,6 +82,7 @@ def minimal_filtering(x: jax.Array, kernel: jax.Array) -> jax.Array:
   return jnp.stack(_sums(RESULT, products), axis=2).reshape(*x.shape[:3], kernel.shape[3])
 
 
+@jax.jit
 def minimal_filtering_gradients(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
   """dL/dx and dL/dkernel from g = dL/dy [B, H, W, D]."""
   dx = minimal_filtering(g, kernel[::-1, ::-1].swapaxes(2, 3))
