@@ -35,12 +35,45 @@ INPUT, KERNEL, RESULT = _matrices()
 MIN_HEIGHT, MIN_CHANNELS = 32, 64
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
   """[B, H, W, C] by [k, k, C, D] -> [B, ceil(H / stride), ceil(W / stride), D], padded with (k - 1) // 2 zeros."""
+  plain = functools.partial(_by_definition, stride=stride)
+  return lax.platform_dependent(
+    x, kernel, cpu=minimal_filtering if _is_large(x, kernel, stride) else plain, default=plain
+  )
+
+
+def _convolve_forward(x, kernel, stride):
+  return convolve(x, kernel, stride), (x, kernel)
+
+
+def _convolve_backward(stride, saved, g):
+  x, kernel = saved
+  plain = functools.partial(_gradients_by_definition, stride=stride)
+  on_cpu = minimal_filtering_gradients if _is_large(x, kernel, stride) else plain
+  return lax.platform_dependent(x, kernel, g, cpu=lambda *arrays: on_cpu(*_not_before(*arrays)), default=plain)
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _is_large(x, kernel, stride):
   fits = kernel.shape[:2] == (3, 3) and stride == 1 and x.shape[1] % ROWS == 0
   large = x.shape[1] >= MIN_HEIGHT and min(kernel.shape[2:]) >= MIN_CHANNELS
-  accurate = jnp.finfo(x.dtype).bits >= 32  # the sums of half precision are not
-  return _on_large_maps(x, kernel) if fits and large and accurate else _by_definition(x, kernel, stride)
+  return fits and large and jnp.finfo(x.dtype).bits >= 32  # the sums of half precision are not accurate
+
+
+def _not_before(x, kernel, g):
+  """The same, but on a single device x and the kernel depend on g.
+
+  XLA for CPU would otherwise schedule what the gradients need of x and of the kernel, transposed or transformed copies,
+  long before g is there, and keep it; an optimization barrier does not last until its scheduler.
+  """
+  if jax.device_count() > 1:
+    return x, kernel, g  # the number would have to travel between the devices
+  nothing = 0 * jnp.clip(g.ravel()[0], -1, 1)  # not known to be zero: it may be NaN
+  return x + nothing, kernel + nothing, g
 
 
 def _by_definition(x, kernel, stride=1):
@@ -54,24 +87,8 @@ def _by_definition(x, kernel, stride=1):
   )
 
 
-@jax.custom_vjp
-def _on_large_maps(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  return lax.platform_dependent(x, kernel, cpu=minimal_filtering, default=_by_definition)
-
-
-def _on_large_maps_forward(x, kernel):
-  return _on_large_maps(x, kernel), (x, kernel)
-
-
-def _on_large_maps_backward(saved, g):
-  return lax.platform_dependent(*saved, g, cpu=minimal_filtering_gradients, default=_gradients_by_definition)
-
-
-def _gradients_by_definition(x, kernel, g):
-  return jax.vjp(_by_definition, x, kernel)[1](g)
-
-
-_on_large_maps.defvjp(_on_large_maps_forward, _on_large_maps_backward)
+def _gradients_by_definition(x, kernel, g, stride=1):
+  return jax.vjp(functools.partial(_by_definition, stride=stride), x, kernel)[1](g)
 
 
 @jax.jit  # traced and lowered once per shape, not once per layer
