@@ -34,7 +34,7 @@ STOREYS = [
   ['models'],
   ['central_region'],
   ['structs'],
-  ['categories'],
+  ['categories', 'allocator', 'json_numbers'],
 ]
 STOREY = {name: number for number, names in enumerate(STOREYS) for name in names}
 

@@ -17,7 +17,7 @@ from triplet_det import canvas, gallery, inference, sharding
 from triplet_det.categories import CategoryTable
 from triplet_det.data import pipeline
 from triplet_det.evaluators import coco_ap, coco_results, false_discovery
-from triplet_det.metric_writers import json_safe
+from triplet_det.json_numbers import json_safe
 from triplet_det.models import conv
 from triplet_det.models.detector import Detector
 from triplet_det.progress import ProgressLine

@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from flax import struct
 
-from triplet_det import decode, nms, photometric
+from triplet_det import allocator, decode, nms, photometric
 from triplet_det.canvas import Placement, canvas_size, check_image, place, resized_size
 from triplet_det.central_region import CENTER_RULES, keep_triplets
 from triplet_det.structs import Detections, KeypointMaps, Pairs, Peaks
@@ -406,6 +406,7 @@ class Detector:
         self.variables, shaped((rows, *canvas, 3), np.uint8), Placement(border=pair, size=pair, scale=pair)
       )
       self._programs[canvas, rows] = lowered.compile()
+      allocator.give_back()
       logging.info(
         'compiled canvas %d x %d, batch %d in %.1f s (program %d)',
         *(canvas[1], canvas[0], rows, time.monotonic() - start, self.num_programs),

@@ -6,7 +6,6 @@ digits, so two runs can be compared to the bit. JSON has no NaN and no infinity:
 """
 
 import json
-import math
 import os
 import pathlib
 import socket
@@ -21,6 +20,8 @@ from etils import epath
 from tensorboardX import summary as tensorboard_summary
 from tensorboardX.proto import event_pb2, summary_pb2
 from tensorboardX.record_writer import RecordWriter
+
+from triplet_det.json_numbers import json_safe
 
 METRICS_FILE = 'metrics.jsonl'
 _RGB = 3  # the colour space number of summary_pb2.Summary.Image
@@ -137,13 +138,6 @@ def read_metrics(path: epath.PathLike) -> list[dict]:
     number = rows.index(None) + 1
     raise ValueError(f'{path}: line {number} of {len(rows)} is not a line of metrics: {lines[number - 1][:80]!r}')
   return rows
-
-
-def json_safe(value: float) -> float | str:
-  """The value itself, or the string that stands for NaN or an infinity in JSON; `float` reads both."""
-  if math.isfinite(value):
-    return value
-  return 'NaN' if math.isnan(value) else 'Infinity' if value > 0 else '-Infinity'
 
 
 def _repair(path: pathlib.Path, resume_step: int | None) -> None:

@@ -16,7 +16,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from triplet_det import curves, drawing, evaluate, finetune, optimizer, report, sharding
+from triplet_det import allocator, curves, drawing, evaluate, finetune, optimizer, report, sharding
 from triplet_det.checkpoints import Checkpoints, RunRecord
 from triplet_det.data import augment, doctor, doctor_report, pipeline
 from triplet_det.metric_writers import METRICS_FILE, MetricWriter, read_metrics
@@ -175,6 +175,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
         batch = sharding.to_global(Batch(**next(batches)), mesh)
         waited = time.monotonic() - asked
         state, step_metrics = built.train_step(state, batch)
+        if step == first_step + 1:
+          allocator.give_back()
         pending.append((step, step_metrics))
         progress.update(step, loss=step_metrics['loss'], images=config.batch_size, wait_seconds=waited)
 

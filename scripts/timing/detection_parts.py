@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from triplet_det import checkpoints, evaluate, inference, roofline
+from triplet_det import allocator, checkpoints, evaluate, inference, roofline
 from triplet_det.models import detector
 from triplet_det.structs import Detections, KeypointMaps
 
@@ -81,6 +81,7 @@ def network(model: Mapping, side: int) -> Callable[[], object]:
   module, variables = folded(*random_weights(model))
   images = jax.device_put(inference.network_input(noise(side, side)[None], SOUND))
   apply = jax.jit(last_stack(module)).lower(variables, images).compile()
+  allocator.give_back()  # as the detector does
   return lambda: jax.block_until_ready(apply(variables, images))
 
 

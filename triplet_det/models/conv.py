@@ -120,7 +120,8 @@ def fold_norms(variables: Mapping) -> dict:
         raise ValueError(f'no convolution takes the norm of {path}: only {", ".join(params)} beside it')
       norm = {name: np.asarray(value, np.float64) for name, value in {**params['norm'], **stats['norm']}.items()}
       factor = norm['scale'] / np.sqrt(norm['var'] + EPSILON)
-      kernel = (np.asarray(params['conv']['kernel'], np.float64) * factor).astype(np.float32)
+      kernel = np.empty(params['conv']['kernel'].shape, np.float32)
+      np.multiply(params['conv']['kernel'], factor, out=kernel, casting='same_kind')  # in float64, without a copy
       bias = (norm['bias'] - norm['mean'] * factor).astype(np.float32)
       return {**params, 'conv': dict(kernel=kernel), 'norm': dict(bias=bias)}
     below = {name: fold(params[name], part, f'{path}/{name}') for name, part in stats.items()}
