@@ -187,6 +187,7 @@ EXECUTED = {
   'scripts/benchmark.py network --hg 52 --against torch --compare network.json': (
     ByTest('tests/test_benchmark.py::test_a_verdict_and_a_warning_are_exit_codes')
   ),
+  'scripts/benchmark.py network --hg 104 --against torch': ByTest('tests/test_benchmark.py::test_against_the_twin'),
   'scripts/benchmark.py startup': ByTest('tests/test_benchmark.py::test_startup'),
   'scripts/benchmark.py train_step --hg 52 --batch 2 --against torch': (
     ByTest('tests/test_benchmark.py::test_against_the_twin')
