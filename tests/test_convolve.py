@@ -96,3 +96,22 @@ def test_arithmetic_is_counted_by_the_definition():
   x, kernel, _ = arrays((1, 32, 8, 64), 64, np.float32)
   count = functools.partial(roofline.network_flops, train=False)
   assert count(convolve.convolve, x, kernel) == count(convolve._by_definition, x, kernel) > 0
+
+
+def test_gradients_make_their_copies_when_they_are_due(monkeypatch):
+  kernels = [jax.ShapeDtypeStruct((3, 3, 256, 256), np.float32)] * 8
+  x = jax.ShapeDtypeStruct((1, 16, 16, 256), np.float32)
+
+  def loss(kernels, x):
+    for kernel in kernels:
+      x = jax.nn.relu(convolve.convolve(x, kernel))
+    return x.sum()
+
+  def temporary():
+    jax.clear_caches()
+    return jax.jit(jax.grad(loss)).lower(kernels, x).compile().memory_analysis().temp_size_in_bytes
+
+  due = temporary()
+  monkeypatch.setattr(convolve, '_not_before', lambda *arrays: arrays)
+  at_once = temporary()
+  assert 0 < due < 0.6 * at_once
