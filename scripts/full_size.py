@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from triplet_det import evaluate, inference, optimizer, train_step
+from triplet_det import inference, optimizer, testing, train_step
 from triplet_det.models import detector
 from triplet_det.structs import Batch
 
@@ -46,7 +46,7 @@ def check(name: str) -> None:
   values = {key: round(float(value), 4) for key, value in metrics.items()}
   print(f'  training step of 1 image in {since(start)}: {values}', flush=True)
 
-  tester = evaluate.make_detector(module, state.variables, inference.PUBLISHED_CENTERNET, batch_size=1)
+  tester = testing.make_detector(module, state.variables, inference.PUBLISHED_CENTERNET, batch_size=1)
   start = time.monotonic()
   tester.compile_ahead([(511, 511)])
   print(f'  detection compiled in {since(start)}', flush=True)

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 import triplet_det
 from configs import shapes
-from triplet_det import checkpoints, demo, evaluate
+from triplet_det import checkpoints, demo, evaluate, testing
 from triplet_det.data import pipeline
 from triplet_det.models import detector
 from triplet_det.progress import show_messages
@@ -31,8 +31,8 @@ KEPT_METRICS = ('AP', 'AP50', 'AP75')
 
 def measure(variables: dict, record: checkpoints.RunRecord, source: pipeline.Source, config) -> tuple[dict, dict]:
   """Metrics on the split as `--config.mode=eval` finds them, and their fingerprint."""
-  settings = evaluate.settings_for(config.test.to_dict(), config.image_scale)
-  tester = evaluate.make_detector(detector.build(record.model), variables, settings, batch_size=config.eval_batch_size)
+  settings = testing.settings_for(config.test.to_dict(), config.image_scale)
+  tester = testing.make_detector(detector.build(record.model), variables, settings, batch_size=config.eval_batch_size)
   with tempfile.TemporaryDirectory() as folder:
     about = dict(step=record.step)
     evaluate.evaluate(tester, source, record.categories, folder, split='validation', run_name='demo', about=about)

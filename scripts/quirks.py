@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.runs import load_config
-from triplet_det import checkpoints, evaluate
+from triplet_det import checkpoints, evaluate, testing
 from triplet_det.data import pipeline
 from triplet_det.evaluators import coco_ap, coco_results
 from triplet_det.models import detector
@@ -40,12 +40,12 @@ def main() -> None:
   except (FileNotFoundError, ValueError) as error:
     parser.error(str(error))
   module = detector.build(record.model)
-  sound = evaluate.settings_for(record.test)
+  sound = testing.settings_for(record.test)
 
   def ap(**published) -> dict[str, float]:
     decimals = published.pop('decimals', None)
     settings = dataclasses.replace(sound, **published)
-    tester = evaluate.make_detector(module, variables, settings, batch_size=8)
+    tester = testing.make_detector(module, variables, settings, batch_size=8)
     found = evaluate.detect(tester, source)
     rows = coco_results.results_rows(found.items(), record.categories, decimals=decimals)
     return coco_ap.evaluate(source.ground_truth, rows)

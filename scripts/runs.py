@@ -12,7 +12,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from triplet_det import checkpoints, evaluate
+from triplet_det import checkpoints, evaluate, testing
 
 ROOT = Path(__file__).resolve().parent.parent
 # Values of a config that do not change what training makes, and the seed, which is meant to differ.
@@ -188,7 +188,7 @@ def _read(run: Run, path: epath.Path) -> Result | None:
     return None
   content = json.loads(path.read_text())
   config = run.config(tested=True)
-  settings = dataclasses.asdict(evaluate.settings_for(config.test.to_dict(), config.image_scale))
+  settings = dataclasses.asdict(testing.settings_for(config.test.to_dict(), config.image_scale))
   wanted = dict(flat(dict(test=settings, split=config.data.eval.split)))
   if 'metrics' in content:  # the error analysis writes no boxes
     wanted['decimals'] = config.result_decimals

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from tests.tiny_coco import write_tiny_coco
-from triplet_det import __version__, evaluate, gallery, inference
+from triplet_det import __version__, evaluate, gallery, inference, testing
 from triplet_det.categories import CategoryTable
 from triplet_det.data import pipeline
 from triplet_det.models import detector
@@ -305,7 +305,7 @@ def test_a_split_without_an_object_to_find(coco, source, tmp_path, kind):
 def test_a_canvas_that_does_not_fit_the_network():
   module = detector.build(TINY)
   with pytest.raises(ValueError, match=r'canvas_multiple is 8, the network needs a multiple of 16'):
-    evaluate.make_detector(module, {}, inference.Settings(canvas_multiple=8), batch_size=1)
+    testing.make_detector(module, {}, inference.Settings(canvas_multiple=8), batch_size=1)
 
 
 def test_the_table_for_the_terminal():
@@ -343,9 +343,9 @@ def test_one_cpu_takes_image_after_image():
     return KeypointMaps(y, y + 1, y[..., :1], y[..., 1:2], y[..., 2:4], y[..., 4:6])
 
   cpu = jax.devices()[:1]
-  found = jax.jit(evaluate.suited(apply_fn, cpu))(kernel, images)
+  found = jax.jit(testing.suited(apply_fn, cpu))(kernel, images)
   assert batches == [1]  # traced once
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found, apply_fn(kernel, images))
   assert found.center_heat is None
   gpu = type('Gpu', (), {'platform': 'gpu'})()
-  assert evaluate.suited(apply_fn, [gpu]) is apply_fn and evaluate.suited(apply_fn, [*cpu, gpu]) is apply_fn
+  assert testing.suited(apply_fn, [gpu]) is apply_fn and testing.suited(apply_fn, [*cpu, gpu]) is apply_fn

@@ -14,7 +14,7 @@ import pytest
 
 import triplet_det
 from tests.golden_state import NETWORKS, read, state_dict
-from triplet_det import checkpoints, evaluate, inference, torch_import
+from triplet_det import checkpoints, inference, testing, torch_import
 from triplet_det.models import detector
 
 torch = pytest.importorskip('torch', reason='PyTorch files can be read and written with torch alone (extra `torch`)')
@@ -93,7 +93,7 @@ def test_an_imported_checkpoint_detects(released, annotations, tmp_path):
   # Weights that never saw an image give embeddings far apart and few corners and centers that agree.
   settings = dataclasses.replace(published, embedding_threshold=1e3, top_k=300, num_pairs=20_000)
   (found,) = triplet_det.load(tmp_path / 'run', settings=settings)([image])
-  (expected,) = evaluate.make_detector(module, variables, settings, batch_size=1)([image])
+  (expected,) = testing.make_detector(module, variables, settings, batch_size=1)([image])
   assert len(found.scores) > 0
   np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)
 

@@ -10,7 +10,7 @@ import triplet_det
 from configs import cornernet, triplet
 from scripts import import_torch_checkpoint
 from tests.golden_state import NETWORKS, read, state_dict
-from triplet_det import drawing, evaluate, inference, main, predict, torch_import
+from triplet_det import drawing, inference, main, predict, testing, torch_import
 from triplet_det.models import detector
 
 # Weights that never saw an image give embeddings far apart and few corners and centers that agree.
@@ -38,7 +38,7 @@ def imported(request, tmp_path_factory):
   published = inference.PUBLISHED_CENTERNET if name == 'centernet' else inference.PUBLISHED_CORNERNET
   settings = dataclasses.replace(published, **GENEROUS)
   variables = torch_import.import_state_dict(weights, NETWORKS[name])
-  by_hand = evaluate.make_detector(detector.build(NETWORKS[name]), variables, settings, batch_size=4)
+  by_hand = testing.make_detector(detector.build(NETWORKS[name]), variables, settings, batch_size=4)
   expected = dict(zip(images, by_hand(list(images.values()))))
   assert all(len(found.scores) > 5 for found in expected.values())
   return name, folder, images, settings, expected

@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -283,6 +284,23 @@ def test_list_in_list_out_in_order(detector, images_alone):
   for got, want in zip(detector(images), alone, strict=True):
     assert_same(got, want)
   assert detector([]) == []
+
+
+def test_weights_are_prepared_beside_the_compiler(images_alone):
+  images, alone = images_alone
+  compiled = threading.Event()
+
+  def prepare(variables):
+    if isinstance(variables['gain'], np.ndarray):  # not when only the shapes are asked for
+      assert compiled.wait(20), 'the compiler waits for the weights'
+    return dict(gain=2 * variables['gain'])
+
+  detector = Detector(pixel_network, dict(gain=np.array(1.0, np.float32)), SMALL, batch_size=1, prepare=prepare)
+  assert detector.compile_ahead([images[0].shape[:2]]) == 2
+  compiled.set()
+  assert_same(detector(images[:1])[0], alone[0])
+  detector.use(dict(gain=np.array(0.5, np.float32)))
+  assert detector.variables['gain'] == 1 and detector.num_programs == 2
 
 
 def test_stream_gives_the_same_and_compiles_once_per_canvas(images_alone):

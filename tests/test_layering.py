@@ -27,6 +27,7 @@ STOREYS = [
   ['optimizer', 'sharding', 'checkpoints', 'exported', 'roofline', 'collectives'],
   ['torch_import'],
   ['data'],
+  ['testing'],
   ['inference'],
   ['canvas', 'limits', 'places'],
   ['nms', 'decode'],
@@ -34,7 +35,7 @@ STOREYS = [
   ['models'],
   ['central_region'],
   ['structs'],
-  ['categories', 'allocator', 'json_numbers'],
+  ['categories', 'compiler', 'json_numbers'],
 ]
 STOREY = {name: number for number, names in enumerate(STOREYS) for name in names}
 

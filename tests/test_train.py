@@ -15,7 +15,7 @@ import pytest
 
 from configs import coco_json
 from tests import tiny_run
-from triplet_det import checkpoints, evaluate, main, train
+from triplet_det import checkpoints, evaluate, main, testing, train
 from triplet_det.data import shapes
 from triplet_det.models import conv
 from triplet_det.train_step import TrainState
@@ -284,7 +284,7 @@ def evaluations(config, losses, monkeypatch):
       raise found[step]
     return {'AP': found[step], 'AP50': found[step], 'AP_L': float('nan')}
 
-  monkeypatch.setattr(evaluate, 'make_detector', lambda *_, **__: SimpleNamespace(use=lambda variables: None))
+  monkeypatch.setattr(testing, 'make_detector', lambda *_, **__: SimpleNamespace(use=lambda variables: None))
   monkeypatch.setattr(evaluate, 'evaluate', fake)
   return SimpleNamespace(found=found, done=done)
 

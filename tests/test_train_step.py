@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from triplet_det import losses, optimizer, photometric, targets
-from triplet_det.models import detector
+from triplet_det.models import convolve, detector
 from triplet_det.structs import Batch, KeypointMaps
 from triplet_det.train_step import TrainState, init_state, make_train_step
 
@@ -233,6 +233,22 @@ for name, case in json.loads(cases).items():
   parts = sum(x.addressable_shards[0].data.size for x in jax.tree.leaves(state.params))
   open(f'{out}/{name}.size', 'w').write(str(parts))
 """
+
+
+def test_donated_parameters_are_not_copied(batch, monkeypatch):
+  """XLA for CPU copies what an update might overwrite before a gradient has read it."""
+  sizes = dict(stacks=1, dims=(8, 8), blocks=(1, 1), stem_width=8, head_width=8, pool_width=8, num_classes=CLASSES)
+  module = detector.build(sizes)
+  state = jax.eval_shape(lambda: init_state(module, ADAM, 0))
+
+  def copied():
+    step = jax.jit(make_train_step(module, ADAM, seed=0), donate_argnums=0)
+    return len(re.findall(r' copy\(%?state_params', step.lower(state, batch).compile().as_text()))
+
+  assert copied() == 0
+  monkeypatch.setattr(convolve, 'after', lambda _, arrays: arrays)
+  jax.clear_caches()
+  assert copied() > 10
 
 
 @pytest.fixture(scope='module')

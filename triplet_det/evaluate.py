@@ -4,13 +4,12 @@ import dataclasses
 import json
 import re
 import subprocess
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 
 import jax
 from absl import logging
 from etils import epath
-from jax import lax
 
 import triplet_det
 from triplet_det import canvas, gallery, inference, sharding
@@ -18,75 +17,8 @@ from triplet_det.categories import CategoryTable
 from triplet_det.data import pipeline
 from triplet_det.evaluators import coco_ap, coco_results, false_discovery
 from triplet_det.json_numbers import json_safe
-from triplet_det.models import conv
-from triplet_det.models.detector import Detector
 from triplet_det.progress import ProgressLine
-from triplet_det.structs import Detections, KeypointMaps
-
-
-def make_detector(
-  module: Detector,
-  variables: Mapping,
-  settings: inference.Settings,
-  *,
-  batch_size: int,
-  sharding: jax.sharding.NamedSharding | None = None,
-) -> inference.Detector:
-  """The network, its norms folded into its convolutions, as a function from images to detections."""
-  check_canvases(module, settings)
-  devices = sharding.device_set if sharding else jax.devices()[:1]
-  apply_fn = suited(last_stack(module.clone(norm_folded=True)), devices)
-  placement = dict(batch_size=batch_size, sharding=sharding)
-  return inference.Detector(apply_fn, variables, settings, prepare=conv.fold_norms, **placement)
-
-
-def check_canvases(module: Detector, settings: inference.Settings) -> None:
-  """Raises ValueError if the network cannot work on the canvases of the settings."""
-  needed = module.config.size_multiple
-  if settings.canvas_multiple % needed:
-    raise ValueError(f'test.canvas_multiple is {settings.canvas_multiple}, the network needs a multiple of {needed}')
-
-
-def folded(module: Detector, variables: Mapping) -> tuple[Detector, dict]:
-  """The network that is tested: `module` and its variables (then NumPy) without norms of their own."""
-  return module.clone(norm_folded=True), conv.fold_norms(variables)
-
-
-def last_stack(module: Detector) -> Callable[..., KeypointMaps]:
-  """(variables, normalised images) -> the maps that are tested, those of the last stack."""
-  return lambda variables, images: module.apply(variables, images)[-1]
-
-
-def suited(apply_fn: Callable[..., KeypointMaps], devices: Collection[jax.Device]) -> Callable[..., KeypointMaps]:
-  """`apply_fn` in the form that is fastest on these devices.
-
-  One CPU takes image after image, whose maps then stay in its cache and need memory once; all others take the batch.
-  """
-  if len(devices) > 1 or next(iter(devices)).platform != 'cpu':
-    return apply_fn
-
-  def image_by_image(variables, images):
-    if len(images) == 1:
-      return apply_fn(variables, images)
-    maps = lax.map(lambda image: apply_fn(variables, image[None]), images)
-    return jax.tree.map(lambda a: a[:, 0], maps)
-
-  return image_by_image
-
-
-def settings_for(test: Mapping, image_scale: float = 1.0) -> inference.Settings:
-  """The settings of a config or checkpoint, for images that are worked on at `image_scale` of their resolution."""
-  known = [field.name for field in dataclasses.fields(inference.Settings)]
-  if unknown := sorted(set(test) - set(known)):
-    raise ValueError(
-      f'unknown test settings {", ".join(unknown)}; known: {", ".join(known)}. If a checkpoint brings them, it is of '
-      'another version: update triplet_det'
-    )
-  values = {name: tuple(value) if isinstance(value, list) else value for name, value in test.items()}
-  if values['center_scale'] not in values['scales']:
-    raise ValueError(f'test.center_scale is {values["center_scale"]}: give one of test.scales, {values["scales"]}')
-  scales = tuple(scale * image_scale for scale in values.pop('scales'))
-  return inference.Settings(scales=scales, **values | {'center_scale': values['center_scale'] * image_scale})
+from triplet_det.structs import Detections
 
 
 def detect(detector: inference.Detector, source: pipeline.Source) -> dict[int, Detections]:

@@ -27,7 +27,7 @@ from flax import traverse_util
 from jax import export as jax_export
 
 import triplet_det
-from triplet_det import evaluate, inference, loading, photometric, places
+from triplet_det import inference, loading, photometric, places, testing
 from triplet_det.canvas import Placement
 from triplet_det.exported import FORMAT, SIDECAR, SUFFIX, WEIGHTS, Canvases, Program, Sidecar
 from triplet_det.models import detector
@@ -102,7 +102,7 @@ def export(
   """
   _check(checkpoint, out, sizes, platforms, batch_size)
   variables, record = loading.read_weights(checkpoint)
-  settings = loading.change(evaluate.settings_for(record.test), changes)
+  settings = loading.change(testing.settings_for(record.test), changes)
   if settings.stale_rows and sound_nms:
     settings = dataclasses.replace(settings, stale_rows=False)
   if settings.stale_rows:
@@ -110,9 +110,9 @@ def export(
       f'{checkpoint} is tested with test.stale_rows, the published soft-NMS that leaves stale rows; it works on the '
       'host and cannot become part of a program: export with --sound_nms, which takes the sound soft-NMS instead'
     )
-  module, folded = evaluate.folded(detector.build(record.model), variables)
-  evaluate.check_canvases(module, settings)
-  program = detection_program(evaluate.last_stack(module), settings)
+  module, folded = testing.folded(detector.build(record.model), variables)
+  testing.check_canvases(module, settings)
+  program = detection_program(testing.last_stack(module), settings)
   weights = traverse_util.flatten_dict(folded, sep='/')
 
   every_canvases = list(dict.fromkeys(inference.canvases_of(*size, settings) for size in sizes))

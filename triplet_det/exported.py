@@ -20,7 +20,7 @@ from absl import logging
 from etils import epath
 from jax import export as jax_export
 
-from triplet_det import canvas, inference
+from triplet_det import canvas, compiler, inference
 from triplet_det.categories import CategoryTable
 from triplet_det.structs import Detections
 
@@ -186,7 +186,7 @@ class ExportedDetector:
     if canvases not in self._programs:
       start = time.monotonic()
       exported = _deserialise(self._serialised[canvases], self._path, self.sidecar)
-      self._programs[canvases] = jax.jit(exported.call).lower(*arguments).compile()
+      self._programs[canvases] = jax.jit(exported.call).lower(*arguments).compile(compiler.options(jax.devices()[0]))
       name = Program('', canvases)
       logging.info('compiled canvas %s in %.1f s (program %d)', name, time.monotonic() - start, self.num_programs)
     return self._programs[canvases]

@@ -1,6 +1,7 @@
 """Images to detections: canvas buckets, mirror image, scales, central regions, soft-NMS (Sec. 3.4, "Inference")."""
 
 import collections
+import concurrent.futures
 import dataclasses
 import functools
 import time
@@ -13,7 +14,7 @@ import numpy as np
 from absl import logging
 from flax import struct
 
-from triplet_det import allocator, decode, nms, photometric
+from triplet_det import compiler, decode, nms, photometric
 from triplet_det.canvas import Placement, canvas_size, check_image, place, resized_size
 from triplet_det.central_region import CENTER_RULES, keep_triplets
 from triplet_det.structs import Detections, KeypointMaps, Pairs, Peaks
@@ -292,7 +293,8 @@ class Detector:
     settings: see `Settings`.
     batch_size: images per batch, not counting mirror images; rounded up to a multiple of the devices.
     sharding: of the batch axis over this process's devices; None is one device.
-    prepare: what `variables` go through once, here and in `use`, to become those of `apply_fn`.
+    prepare: what `variables`, as NumPy arrays, go through once, here and in `use`, to become those of `apply_fn`; or
+      as `jax.eval_shape` gives them. If they are NumPy arrays now, it runs in a thread beside the compiler.
     """
     if batch_size < 1:
       raise ValueError(f'batch_size must be at least 1, got {batch_size}')
@@ -301,8 +303,18 @@ class Detector:
     self.apply_fn = apply_fn
     self._sharding = sharding
     self._prepare = prepare
-    self.use(variables)
-    self._propose = jax.jit(functools.partial(propose, apply_fn, settings))
+    self._everywhere = sharding and jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    self._shapes = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._everywhere), jax.eval_shape(prepare, variables)
+    )
+    if all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(variables)):
+      thread = concurrent.futures.ThreadPoolExecutor(1)
+      self._variables = thread.submit(self._on_devices, variables).result
+      thread.shutdown(wait=False)
+    else:
+      self.use(variables)  # now: the caller may donate them
+    device = next(iter(sharding.device_set)) if sharding else jax.devices()[0]
+    self._propose = jax.jit(functools.partial(propose, apply_fn, settings), compiler_options=compiler.options(device))
     self._finish = jax.jit(functools.partial(finish, settings=settings))
     self._programs = {}
 
@@ -312,8 +324,15 @@ class Detector:
 
   def use(self, variables) -> None:
     """Other weights of the same network, from now on; nothing is compiled anew."""
-    mesh_wide = self._sharding and jax.sharding.NamedSharding(self._sharding.mesh, jax.sharding.PartitionSpec())
-    self.variables = jax.device_put(self._prepare(variables), mesh_wide)
+    placed = self._on_devices(variables)
+    self._variables = lambda: placed
+
+  @property
+  def variables(self) -> Any:
+    return self._variables()
+
+  def _on_devices(self, variables) -> Any:
+    return jax.device_put(self._prepare(jax.device_get(variables)), self._everywhere)
 
   def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
     """Detections of each image, in order.
@@ -403,10 +422,10 @@ class Detector:
       shaped = functools.partial(jax.ShapeDtypeStruct, sharding=self._sharding)
       pair = shaped((rows, 2), np.float32)
       lowered = self._propose.lower(
-        self.variables, shaped((rows, *canvas, 3), np.uint8), Placement(border=pair, size=pair, scale=pair)
+        self._shapes, shaped((rows, *canvas, 3), np.uint8), Placement(border=pair, size=pair, scale=pair)
       )
       self._programs[canvas, rows] = lowered.compile()
-      allocator.give_back()
+      compiler.give_back()
       logging.info(
         'compiled canvas %d x %d, batch %d in %.1f s (program %d)',
         *(canvas[1], canvas[0], rows, time.monotonic() - start, self.num_programs),

@@ -4,6 +4,7 @@ An exported file is run without the code of the network; what only checkpoints n
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import difflib
 import zlib
@@ -105,14 +106,16 @@ def load(
     about = dict(checkpoint=str(checkpoint), step=tester.sidecar.checkpoint['step'], weights=tester.weights_digest)
     return LoadedDetector(tester, tester.categories, about)
 
-  from triplet_det import evaluate
+  from triplet_det import testing
   from triplet_det.models import detector
 
   variables, record = read_weights(checkpoint)
   module = detector.build(record.model)
-  settings = change(settings or evaluate.settings_for(record.test), changes)
-  about = dict(checkpoint=str(checkpoint), step=record.step, weights=_digest(variables))
-  tester = evaluate.make_detector(module, variables, settings, batch_size=batch_size)
+  settings = change(settings or testing.settings_for(record.test), changes)
+  with concurrent.futures.ThreadPoolExecutor(1) as beside:
+    digest = beside.submit(_digest, variables)
+    tester = testing.make_detector(module, variables, settings, batch_size=batch_size)
+  about = dict(checkpoint=str(checkpoint), step=record.step, weights=digest.result())
 
   def heatmaps(image):
     where = dict(scale=settings.center_scale, canvas_multiple=settings.canvas_multiple)

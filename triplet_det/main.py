@@ -35,7 +35,19 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from triplet_det import checkpoints, evaluate, inference, limits, places, plan, report, sharding, show_data, train
+from triplet_det import (
+  checkpoints,
+  evaluate,
+  inference,
+  limits,
+  places,
+  plan,
+  report,
+  sharding,
+  show_data,
+  testing,
+  train,
+)
 from triplet_det.data import doctor, doctor_report, pipeline
 from triplet_det.evaluators import error_analysis
 from triplet_det.models import detector
@@ -79,7 +91,7 @@ def open_trial(config: ConfigDict, workdir: epath.Path) -> Trial:
     module=detector.build(dict(record.model, dtype=config.model.dtype)),
     variables=variables,
     record=record,
-    settings=evaluate.settings_for(config.test.to_dict(), config.image_scale),
+    settings=testing.settings_for(config.test.to_dict(), config.image_scale),
     source=source,
     folder=folder,
     placement=dict(batch_size=config.eval_batch_size, sharding=sharding.over_own_devices()),
@@ -90,7 +102,7 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, fl
   """Mode eval: the metrics of a checkpoint; `evaluate.evaluate` lists the files."""
   trial = open_trial(config, workdir)
   return evaluate.evaluate(
-    evaluate.make_detector(trial.module, trial.variables, trial.settings, **trial.placement),
+    testing.make_detector(trial.module, trial.variables, trial.settings, **trial.placement),
     trial.source,
     trial.record.categories,
     trial.folder,

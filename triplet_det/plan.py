@@ -14,7 +14,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from triplet_det import canvas, evaluate, inference, roofline, sharding, train
+from triplet_det import canvas, compiler, inference, roofline, sharding, testing, train
 from triplet_det.data import pipeline
 from triplet_det.program import Program, bytes_on_device, compile_program
 from triplet_det.progress import duration
@@ -76,7 +76,7 @@ def make_plan(
     if hlo is not None:
       epath.Path(hlo).write_text(text)
   if DETECTION in programs:
-    settings = evaluate.settings_for(config.test.to_dict(), config.image_scale)
+    settings = testing.settings_for(config.test.to_dict(), config.image_scale)
     own = [one for one in mesh.devices.flat if one.process_index == jax.process_index()]
     size = canvas_size or (config.input_size, config.input_size)
     found.append(_detection(built, chip, own, settings, config.eval_batch_size, size))
@@ -148,14 +148,17 @@ def _detection(
   pair = jax.ShapeDtypeStruct((rows, 2), np.float32, sharding=over_rows)
   placement = canvas.Placement(border=pair, size=pair, scale=pair)
   normalised = jax.eval_shape(functools.partial(inference.network_input, settings=settings), canvases)
-  module = built.module.clone(norm_folded=True)  # as `evaluate.folded`
+  module = built.module.clone(norm_folded=True)  # as `testing.folded`
   variables = jax.eval_shape(module.init, jax.random.key(0), normalised)
   variables = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), variables)
-  apply_fn = evaluate.last_stack(module)
-  suited = evaluate.suited(apply_fn, devices)
+  apply_fn = testing.last_stack(module)
+  suited = testing.suited(apply_fn, devices)
+  propose = jax.jit(
+    functools.partial(inference.propose, suited, settings), compiler_options=compiler.options(devices[0])
+  )
   return compile_program(
     DETECTION,
-    jax.jit(functools.partial(inference.propose, suited, settings)).lower(variables, canvases, placement),
+    propose.lower(variables, canvases, placement),
     {
       'parameters': bytes_on_device(variables),
       'images and boxes': bytes_on_device((canvases, placement)),

@@ -16,7 +16,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from triplet_det import allocator, curves, drawing, evaluate, finetune, optimizer, report, sharding
+from triplet_det import compiler, curves, drawing, evaluate, finetune, optimizer, report, sharding, testing
 from triplet_det.checkpoints import Checkpoints, RunRecord
 from triplet_det.data import augment, doctor, doctor_report, pipeline
 from triplet_det.metric_writers import METRICS_FILE, MetricWriter, read_metrics
@@ -59,7 +59,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
 
   # Network, optimizer, step.
   built = build_step(config, mesh, len(categories))
-  settings = evaluate.settings_for(config.test.to_dict(), config.image_scale)
+  settings = testing.settings_for(config.test.to_dict(), config.image_scale)
 
   # State: the newest checkpoint, or fresh parameters.
   checkpoints = Checkpoints(workdir)
@@ -102,7 +102,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   )
 
   # Evaluation: the detector's programs are compiled once for the run.
-  tester = evaluate.make_detector(
+  tester = testing.make_detector(
     built.module,
     sharding.on_this_host(state.variables),
     settings,
@@ -176,7 +176,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
         waited = time.monotonic() - asked
         state, step_metrics = built.train_step(state, batch)
         if step == first_step + 1:
-          allocator.give_back()
+          compiler.give_back()
         pending.append((step, step_metrics))
         progress.update(step, loss=step_metrics['loss'], images=config.batch_size, wait_seconds=waited)
 

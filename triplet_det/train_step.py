@@ -9,6 +9,7 @@ import optax
 from flax import struct
 
 from triplet_det import losses, photometric, targets
+from triplet_det.models import convolve
 from triplet_det.models.detector import Detector
 from triplet_det.structs import Batch
 
@@ -118,6 +119,11 @@ def make_train_step(
     draws = photometric.draw_colours(key, batch.images.shape[0], jitter=colour_jitter, lighting=lighting)
     compute = gradient_of if accumulate == 1 else over_parts
     gradients, (metrics, batch_stats) = compute(state.params, state.batch_stats, batch, draws)
+    metrics['gradient_norm'] = optax.tree.norm(gradients)
+    # All gradients, then the first update: else XLA for CPU keeps a copy of all parameters, which are donated.
+    gradients = jax.lax.platform_dependent(
+      metrics['gradient_norm'], gradients, cpu=convolve.after, default=lambda _, same: same
+    )
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.average
@@ -125,7 +131,6 @@ def make_train_step(
       decay = jnp.minimum(average_decay, (1 + state.step) / (10 + state.step))
       after = {'params': params, 'batch_stats': batch_stats}
       average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, after)
-    metrics['gradient_norm'] = optax.tree.norm(gradients)
     return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
 
   return train_step

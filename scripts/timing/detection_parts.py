@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from triplet_det import allocator, checkpoints, evaluate, inference, roofline
+from triplet_det import checkpoints, compiler, inference, roofline, testing
 from triplet_det.models import detector
 from triplet_det.structs import Detections, KeypointMaps
 
@@ -62,13 +62,13 @@ def weights(name: str, folder: Path) -> tuple[detector.Detector, dict]:
 
 def folded(module: detector.Detector, variables: Mapping) -> tuple[detector.Detector, dict]:
   """The network that detection runs, and its variables on the device."""
-  module, variables = evaluate.folded(module, variables)
+  module, variables = testing.folded(module, variables)
   return module, jax.device_put(variables)
 
 
 def last_stack(module: detector.Detector) -> Callable[..., KeypointMaps]:
-  """As `evaluate.make_detector` runs it on the first device."""
-  return evaluate.suited(evaluate.last_stack(module), jax.devices()[:1])
+  """As `testing.make_detector` runs it on the first device."""
+  return testing.suited(testing.last_stack(module), jax.devices()[:1])
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -80,8 +80,8 @@ def network(model: Mapping, side: int) -> Callable[[], object]:
   """The network on an image of `side` x `side` pixels and its mirror image, for a process of its own."""
   module, variables = folded(*random_weights(model))
   images = jax.device_put(inference.network_input(noise(side, side)[None], SOUND))
-  apply = jax.jit(last_stack(module)).lower(variables, images).compile()
-  allocator.give_back()  # as the detector does
+  apply = jax.jit(last_stack(module)).lower(variables, images).compile(compiler.options(jax.devices()[0]))
+  compiler.give_back()  # as the detector does
   return lambda: jax.block_until_ready(apply(variables, images))
 
 
@@ -122,10 +122,11 @@ def compile_parts(
     return maps if added is None else jax.tree.map(lambda a, b: 1e-3 * a + b, maps, added)
 
   variables = jax.device_put((variables, added))
-  compiled = jax.jit(apply).lower(variables, images).compile()
+  options = compiler.options(jax.devices()[0])
+  compiled = jax.jit(apply).lower(variables, images).compile(options)
   maps = jax.block_until_ready(compiled(variables, images))
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=options)
   def decode(maps, placement):
     located = inference.locate(maps, settings, canvases.shape[1:3], placement)
     # With this setting `finish` stops before soft-NMS.
@@ -156,7 +157,7 @@ def compile_decoding(
   canvas = canvases.shape[1:3]
   maps = jax.device_put(decoding_maps(*canvas, num_classes, centers=centers))
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=compiler.options(jax.devices()[0]))
   def decode(maps, placement):
     return inference.finish([inference.locate(maps, settings, canvas, placement)], settings)[0]
 

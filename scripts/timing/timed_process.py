@@ -21,7 +21,7 @@ from scripts.timing.detection_parts import NETWORKS, SIZES, SOUND
 from scripts.timing.own_process import ROOT, memory
 from scripts.timing.quiet_pairs import Arm
 from scripts.timing.timed_detection import MB, add_network_arguments
-from triplet_det import checkpoints, evaluate, inference
+from triplet_det import checkpoints, inference, testing
 from triplet_det.categories import CategoryTable
 from triplet_det.data.annotations import read_annotations
 
@@ -93,7 +93,7 @@ def resident(arguments: argparse.Namespace, _: Mapping) -> Table:
     raise ValueError(f'growth takes at least 2 images, got {arguments.images}')
   sizes = _sizes(arguments)
   network = detection_parts.random_weights(detection_parts.model_of(arguments.detector, arguments.hg))
-  detector = evaluate.make_detector(*network, SOUND, batch_size=1)
+  detector = testing.make_detector(*network, SOUND, batch_size=1)
   settled = min(SETTLED, arguments.images // 2)
   held = {}
   for number in range(1, arguments.images + 1):

@@ -14,7 +14,7 @@ from scripts.timing.benchmark_table import GEMM, OURS, TORCH, timed_row, timed_t
 from scripts.timing.detection_parts import NETWORKS
 from scripts.timing.quiet_pairs import Arm
 from scripts.timing.timed_detection import add_network_arguments, add_twin_arguments, against_twin, model_and_side
-from triplet_det import allocator, sharding, train
+from triplet_det import compiler, sharding, train
 from triplet_det.data import pipeline
 from triplet_det.structs import Batch
 
@@ -58,7 +58,7 @@ def our_step(model: Mapping, batch: int, side: int) -> Callable[[], object]:
   built = train.build_step(config, mesh, num_classes)
   rows = sharding.to_global(random_batch(batch, side, num_classes), mesh)
   step = built.train_step.lower(built.state, built.batch).compile()
-  allocator.give_back()  # as the loop does
+  compiler.give_back()  # as the loop does
   state = built.fresh_state()
 
   def run():

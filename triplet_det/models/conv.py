@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from triplet_det.models.convolve import convolve
@@ -105,10 +104,11 @@ def fold_norms(variables: Mapping) -> dict:
   shift alone is left of the norm.
 
   Args:
-    variables: `params` and `batch_stats`, in which every norm lies beside its convolution, as in `ConvBlock`.
+    variables: `params` and `batch_stats`, in which every norm lies beside its convolution, as in `ConvBlock`. NumPy
+      arrays; those of JAX would be computed with one by one, each shape compiled.
 
   Returns:
-    `params` alone, NumPy, for `Numerics(norm_folded=True)`.
+    `params` alone, arrays of the same kind, for `Numerics(norm_folded=True)`.
 
   Raises:
     ValueError: a norm without a convolution beside it.
@@ -118,12 +118,10 @@ def fold_norms(variables: Mapping) -> dict:
     if 'norm' in stats:
       if 'conv' not in params:
         raise ValueError(f'no convolution takes the norm of {path}: only {", ".join(params)} beside it')
-      norm = {name: np.asarray(value, np.float64) for name, value in {**params['norm'], **stats['norm']}.items()}
-      factor = norm['scale'] / np.sqrt(norm['var'] + EPSILON)
-      kernel = np.empty(params['conv']['kernel'].shape, np.float32)
-      np.multiply(params['conv']['kernel'], factor, out=kernel, casting='same_kind')  # in float64, without a copy
-      bias = (norm['bias'] - norm['mean'] * factor).astype(np.float32)
-      return {**params, 'conv': dict(kernel=kernel), 'norm': dict(bias=bias)}
+      norm = {**params['norm'], **stats['norm']}
+      factor = norm['scale'] / (norm['var'] + EPSILON) ** 0.5
+      bias = norm['bias'] - norm['mean'] * factor
+      return {**params, 'conv': dict(kernel=params['conv']['kernel'] * factor), 'norm': dict(bias=bias)}
     below = {name: fold(params[name], part, f'{path}/{name}') for name, part in stats.items()}
     return {**params, **below}
 

@@ -10,6 +10,7 @@ Its kernel gradient is a matrix product for each product and column of the kerne
 import functools
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,8 +53,12 @@ def _convolve_forward(x, kernel, stride):
 def _convolve_backward(stride, saved, g):
   x, kernel = saved
   plain = functools.partial(_gradients_by_definition, stride=stride)
-  on_cpu = minimal_filtering_gradients if _is_large(x, kernel, stride) else plain
-  return lax.platform_dependent(x, kernel, g, cpu=lambda *arrays: on_cpu(*_not_before(*arrays)), default=plain)
+  gradients = minimal_filtering_gradients if _is_large(x, kernel, stride) else plain
+
+  def in_turn(x, kernel, g):
+    return gradients(*after(g, (x, kernel)), g)
+
+  return lax.platform_dependent(x, kernel, g, cpu=in_turn, default=plain)
 
 
 convolve.defvjp(_convolve_forward, _convolve_backward)
@@ -65,16 +70,18 @@ def _is_large(x, kernel, stride):
   return fits and large and jnp.finfo(x.dtype).bits >= 32  # the sums of half precision are not accurate
 
 
-def _not_before(x, kernel, g):
-  """The same, but on a single device x and the kernel depend on g.
+def after(first: jax.Array, arrays: Any) -> Any:
+  """The same arrays, but on a single device they depend on `first`, an array of numbers.
 
-  XLA for CPU would otherwise schedule what the gradients need of x and of the kernel, transposed or transformed copies,
-  long before g is there, and keep it; an optimization barrier does not last until its scheduler.
+  XLA for CPU orders a program by what depends on what. It would make copies of x and kernel for their gradients,
+  transposed or transformed, as early as in the forward pass and keep them; an optimization barrier does not last until
+  it looks for an order.
   """
   if jax.device_count() > 1:
-    return x, kernel, g  # the number would have to travel between the devices
-  nothing = 0 * jnp.clip(g.ravel()[0], -1, 1)  # not known to be zero: it may be NaN
-  return x + nothing, kernel + nothing, g
+    return arrays  # the number would have to travel between the devices
+  # Not known to be zero: it may be NaN. A maximum is not computed over and over again by all that adds it.
+  nothing = jnp.max(0 * jnp.clip(first.ravel()[:2], -1, 1))
+  return jax.tree.map(lambda x: x + nothing, arrays)
 
 
 def _by_definition(x, kernel, stride=1):
