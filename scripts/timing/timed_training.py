@@ -57,9 +57,9 @@ def our_step(model: Mapping, batch: int, side: int) -> Callable[[], object]:
   mesh = sharding.make_mesh(jax.devices()[:1])
   built = train.build_step(config, mesh, num_classes)
   rows = sharding.to_global(random_batch(batch, side, num_classes), mesh)
-  step = built.train_step.lower(built.state, built.batch).compile()
-  compiler.give_back()  # as the loop does
   state = built.fresh_state()
+  step = built.train_step.lower(built.state, built.batch).compile()
+  compiler.give_back()  # as the loop does, after both
 
   def run():
     nonlocal state
