@@ -10,8 +10,8 @@ from ml_collections import config_flags
 
 from configs import ablation, coco_json, cornernet, shapes, triplet
 from triplet_det import inference
-from triplet_det.evaluate import settings_for
 from triplet_det.models import detector
+from triplet_det.testing import settings_for
 
 ROOT = Path(__file__).resolve().parent.parent
 SWITCHES = ('center_branch', 'center_pooling', 'cascade_corner_pooling')
