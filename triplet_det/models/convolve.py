@@ -81,7 +81,7 @@ def after(first: jax.Array, arrays: Any) -> Any:
     return arrays  # the number would have to travel between the devices
   # Not known to be zero: it may be NaN. A maximum is not computed over and over again by all that adds it.
   nothing = jnp.max(0 * jnp.clip(first.ravel()[:2], -1, 1))
-  return jax.tree.map(lambda x: x + nothing, arrays)
+  return jax.tree.map(lambda x: x + nothing.astype(x.dtype), arrays)
 
 
 def _by_definition(x, kernel, stride=1):
