@@ -1,12 +1,25 @@
 """Installs triplet_det: `pip install -e .[test]`."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 VERSION = re.search(r"__version__ = '([^']+)'", (HERE / 'triplet_det/__init__.py').read_text()).group(1)
+
+
+class BuildWithConfigs(build_py):
+  """Puts configs/ into the package, where triplet_det/configs.py finds it; a checkout has it beside the package."""
+
+  def run(self):
+    super().run()
+    if not self.editable_mode:
+      pages = Path(self.build_lib) / 'triplet_det/config_pages'
+      shutil.copytree(HERE / 'configs', pages, ignore=shutil.ignore_patterns('__pycache__'), dirs_exist_ok=True)
+
 
 setup(
   name='triplet_det',
@@ -16,8 +29,9 @@ setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
+  cmdclass={'build_py': BuildWithConfigs},
   packages=find_packages(include=['triplet_det', 'triplet_det.*']),
-  package_data={'triplet_det.report': ['page.*'], 'triplet_det.demo': ['weights.npz', 'provenance.json']},
+  package_data={'triplet_det.report': ['page.*'], 'triplet_det.detection.demo': ['weights.npz', 'provenance.json']},
   install_requires=[
     'absl-py>=2.1',
     'array_record>=0.8',

@@ -4,12 +4,12 @@
   python -m triplet_det.main --config configs/ablation.py:row=5,small=1 --workdir runs/small  # the embedded data set
 
 Everything but the switches is equal in all rows. AP on COCO validation in the paper: 37.6, 38.3, 39.9, 40.8, 41.3.
-`scripts/tables.py table4 --runs runs/tables` trains the rows and prints them beside the paper's.
+`scripts/paper/tables.py table4 --runs runs/tables` trains the rows and prints them beside the paper's.
 """
 
 from ml_collections import ConfigDict
 
-from configs import shapes, triplet
+from triplet_det.configs import shapes, triplet
 
 # center_branch (CRE), center_pooling (CTP), cascade_corner_pooling (CCP). The paper's second row is ticked under CTP,
 # but its text says that row is cascade corner pooling; center pooling has no place without a center branch.
@@ -23,7 +23,7 @@ ROWS = {
 
 
 def get_config(variant: str = 'row=5') -> ConfigDict:
-  chosen = triplet.parse_variant(variant, row=tuple(reversed(ROWS)), small=('0', '1'))
+  chosen = triplet.parse_variant(variant, row=tuple(reversed(ROWS)), small=triplet.SMALL)
   config = shapes.get_config() if chosen['small'] == '1' else triplet.get_config('hg=52')
   if chosen['small'] == '1':
     config.total_steps = 1_500  # under 8 minutes on 2 CPU cores

@@ -10,10 +10,10 @@ detector that comes with the package, so that --config.init_from=demo starts fro
 """
 
 from ml_collections import ConfigDict
+from triplet_det.configs import triplet
 
-from configs import triplet
-from triplet_det import inference
-from triplet_det.data import augment
+from triplet_det.data import augmentation
+from triplet_det.detection.settings import Settings
 from triplet_det.models.detector import VARIANTS
 
 
@@ -23,7 +23,7 @@ def get_config(variant: str = 'small') -> ConfigDict:
   config = triplet.get_config('hg=104' if variant == 'small' else variant)
   config.data.train = dict(format='coco_json', images='', annotations='', split='train')
   config.data.eval = dict(config.data.train, split='validation', require_boxes=True)  # False: a set without annotations
-  config.augment.update(scales=augment.SCALES, train_on_crowd=False)
+  config.augment.update(scales=augmentation.SCALES, train_on_crowd=False)
   config.data.num_workers = 0
 
   config.model.norm_running = 'all'
@@ -44,7 +44,7 @@ def get_config(variant: str = 'small') -> ConfigDict:
   config.log_every = 20
   config.checkpoint_every = 500
   config.eval_every = 500
-  config.test = triplet.overridable(inference.Settings())
+  config.test = triplet.overridable(Settings())
   config.eval_batch_size = 4
   config.result_decimals = -1
   config.draw_threshold = 0.3

@@ -10,21 +10,23 @@ configs/ablation.py:row=1, which trains it by CenterNet's recipe.
 
 from ml_collections import ConfigDict
 
-from configs import triplet
-from triplet_det import inference
+from triplet_det.configs import shapes, triplet
+from triplet_det.detection.settings import PUBLISHED_CORNERNET, PUBLISHED_CORNERNET_MULTI_SCALE, Settings
 
 
 def get_config(variant: str = 'hg=104') -> ConfigDict:
-  chosen = triplet.parse_variant(variant, **triplet.POSSIBLE)
-  config = triplet.get_config(variant)
+  chosen = triplet.parse_variant(variant, hg=triplet.HOURGLASSES, scales=triplet.SCALES, small=triplet.SMALL)
+  if chosen['small'] == '1' and 'hg' in variant:
+    raise ValueError(f'variant {variant!r}: small=1 has a small network of its own, leave hg out')
+  config = shapes.get_config() if chosen['small'] == '1' else triplet.get_config(f'hg={chosen["hg"]}')
   config.model.update(center_branch=False, center_pooling=False, cascade_corner_pooling=False)
   if chosen['small'] == '0':
     # Published: batch 49, on 10 GPUs in unequal chunks of 4 and 5; 8 groups of 6 come nearest and fit 8 devices.
     config.min_overlap = 0.3
     config.published_radius = False
     config.total_steps = 500_000
-  own = dict(top_k=inference.PUBLISHED_CORNERNET.top_k, outside_margin=inference.PUBLISHED_CORNERNET.outside_margin)
-  config.test = triplet.overridable(inference.Settings(**{**config.test, **own}))
+  own = dict(top_k=PUBLISHED_CORNERNET.top_k, outside_margin=PUBLISHED_CORNERNET.outside_margin)
+  config.test = triplet.overridable(Settings(**{**config.test, **own}))
   if chosen['scales'] == 'multi':
-    triplet.test_at_scales_of(inference.PUBLISHED_CORNERNET_MULTI_SCALE, config)
+    triplet.test_at_scales_of(PUBLISHED_CORNERNET_MULTI_SCALE, config)
   return config

@@ -4,7 +4,7 @@
   python -m triplet_det.main --config configs/triplet.py:scales=multi --workdir gs://bucket/run --config.mode=eval
 
 Variants: hg=104 (default) or hg=52, AP 41.6; scales=multi tests at five scales, AP 47.0 and 43.5, beside the results of
-scales=single; small=1 is configs/shapes.py, the embedded data set with a small network of its own. COCO comes from
+scales=single. configs/shapes.py is the same with a small network on the embedded data set. COCO comes from
 `scripts/prepare_coco.py`. Every value can be overridden, `--config.total_steps=1000`. Values marked "published" are
 quirks of the released code that its AP was reached with.
 """
@@ -13,25 +13,15 @@ import dataclasses
 
 from ml_collections import ConfigDict, config_dict
 
-from triplet_det import inference
-from triplet_det.data import augment
+from triplet_det.data import augmentation
+from triplet_det.detection.settings import PUBLISHED_CENTERNET, PUBLISHED_CENTERNET_MULTI_SCALE, Settings
 from triplet_det.models.detector import VARIANTS
 
-POSSIBLE = dict(hg=('104', '52'), scales=('single', 'multi'), small=('0', '1'))  # variants, the default first
+HOURGLASSES, SCALES, SMALL = ('104', '52'), ('single', 'multi'), ('0', '1')  # variants, the default first
 
 
 def get_config(variant: str = 'hg=104') -> ConfigDict:
-  chosen = parse_variant(variant, **POSSIBLE)
-  if chosen['small'] == '1':
-    from configs import shapes  # it starts from this page, so not above
-
-    if 'hg' in variant:
-      raise ValueError(f'variant {variant!r}: small=1 has a small network of its own, leave hg out')
-    config = shapes.get_config()
-    if chosen['scales'] == 'multi':
-      test_at_scales_of(inference.PUBLISHED_CENTERNET_MULTI_SCALE, config)
-    return config
-
+  chosen = parse_variant(variant, hg=HOURGLASSES, scales=SCALES)
   config = ConfigDict()
   config.mode = 'train_and_eval'  # or train, eval, check_data, show_data, ...: triplet_det/main.py lists them
   config.dry_run = False  # True: say what a step takes of memory and time, and do nothing
@@ -51,7 +41,7 @@ def get_config(variant: str = 'hg=104') -> ConfigDict:
   # Augmentation on the host ...
   config.input_size = 511
   config.augment = ConfigDict()
-  config.augment.scales = augment.PUBLISHED_SCALES
+  config.augment.scales = augmentation.PUBLISHED_SCALES
   config.augment.border = 128  # crop centers keep this many pixels from the image's edge, if it is large enough
   config.augment.flip = True
   config.augment.max_objects = 128
@@ -92,24 +82,24 @@ def get_config(variant: str = 'hg=104') -> ConfigDict:
   config.eval_every = 25_000
 
   # Testing (Sec. 3.4): the image and its mirror image at the original resolution, top 70, soft-NMS, best 100.
-  config.test = overridable(inference.PUBLISHED_CENTERNET)
+  config.test = overridable(PUBLISHED_CENTERNET)
   config.eval_batch_size = 8
   config.eval_checkpoint = 'best'  # of mode eval, in the workdir: best or checkpoints (the newest)
   config.eval_name = ''  # at the end of the evaluation's folder, to keep it beside another of the same step
   config.result_decimals = 2  # published: scores and boxes in the results JSON; -1 keeps all digits
   config.draw_threshold = 0.5  # scores of the boxes drawn, Fig. 7
   if chosen['scales'] == 'multi':
-    test_at_scales_of(inference.PUBLISHED_CENTERNET_MULTI_SCALE, config)
+    test_at_scales_of(PUBLISHED_CENTERNET_MULTI_SCALE, config)
   return config
 
 
-def overridable(settings: inference.Settings) -> ConfigDict:
-  """The fields of `inference.Settings`, those that may be None included, as overridable values."""
+def overridable(settings: Settings) -> ConfigDict:
+  """The fields of `Settings`, those that may be None included, as overridable values."""
   values = dataclasses.asdict(settings)
   return ConfigDict({k: config_dict.placeholder(float) if v is None else v for k, v in values.items()})
 
 
-def test_at_scales_of(multi_scale: inference.Settings, config: ConfigDict) -> None:
+def test_at_scales_of(multi_scale: Settings, config: ConfigDict) -> None:
   """scales=multi: the scales and the merging of boxes of `multi_scale`, every other test setting as it is."""
   config.test.update(scales=multi_scale.scales, merge_exponent=multi_scale.merge_exponent)
   config.eval_name = 'multi_scale'

@@ -34,12 +34,14 @@ import jax
 from absl import app, flags
 from jax.experimental import topologies
 
-from triplet_det import limits, plan, sharding
+from triplet_det import dry_run
 from triplet_det import main as program
-from triplet_det.progress import show_messages
+from triplet_det.devices import sharding
+from triplet_det.run import config_limits
+from triplet_det.run.progress import show_messages
 
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'v5e:2x4 or another TPU slice, or h100:8')
-_CLASSES = flags.DEFINE_integer('classes', plan.CLASSES, 'how many the data have', lower_bound=1)
+_CLASSES = flags.DEFINE_integer('classes', dry_run.CLASSES, 'how many the data have', lower_bound=1)
 _CANVAS = flags.DEFINE_string('canvas', '', 'HEIGHTxWIDTH of the images to detect objects in; empty: the input_size')
 _ONLY = flags.DEFINE_enum('only', '', ['', 'step', 'detection'], 'one of the two programs')
 _JSON = flags.DEFINE_string('json', None, 'file for the numbers')
@@ -118,21 +120,23 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'not understood: {argv[1:]}', exitcode=program.EXIT_MISFIT)
   show_messages()
   config = flags.FLAGS.config
-  chosen = {'': (plan.STEP, plan.DETECTION), 'step': (plan.STEP,), 'detection': (plan.DETECTION,)}
+  chosen = {'': (dry_run.STEP, dry_run.DETECTION), 'step': (dry_run.STEP,), 'detection': (dry_run.DETECTION,)}
   try:
-    limits.check(config.to_dict())
+    config_limits.check(config.to_dict())
     size = canvas_size(_CANVAS.value)
     mesh = sharding.make_mesh(devices_of(_TOPOLOGY.value), state_shards=config.state_shards)
-    found = plan.make_plan(config, mesh, _CLASSES.value, programs=chosen[_ONLY.value], canvas_size=size, hlo=_HLO.value)
+    found = dry_run.make_plan(
+      config, mesh, _CLASSES.value, programs=chosen[_ONLY.value], canvas_size=size, hlo=_HLO.value
+    )
   except ValueError as error:
     print(f'\nerror: {error}', file=sys.stderr)
     sys.exit(program.EXIT_MISFIT)
-  print(plan.as_text(found))
+  print(dry_run.as_text(found))
   if _JSON.value:
     about = dict(topology=_TOPOLOGY.value, config=json.loads(config.to_json_best_effort()), jax=jax.__version__)
-    Path(_JSON.value).write_text(json.dumps(plan.as_json(found) | about, indent=1) + '\n')
+    Path(_JSON.value).write_text(json.dumps(dry_run.as_json(found) | about, indent=1) + '\n')
   if _MARKDOWN.value:
-    Path(_MARKDOWN.value).write_text(plan.as_markdown(found) + '\n')
+    Path(_MARKDOWN.value).write_text(dry_run.as_markdown(found) + '\n')
 
 
 if __name__ == '__main__':

@@ -24,12 +24,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import jax
 from absl import flags
 
-from scripts.side_by_side import as_json, as_text
+from scripts.paper.side_by_side import as_json, as_text
 from scripts.timing import quiet_pairs, timed_detection, timed_process, timed_training
 from scripts.timing.benchmark_table import compare
+from triplet_det.devices import compiler
 
 # Command -> its arguments, and what it measures.
 COMMANDS = {
@@ -67,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.FLAGS.mark_as_parsed()  # absl's log and the workers of the input pipeline want it
   if getattr(arguments, 'against', None) and importlib.util.find_spec('torch') is None:
     parser.error("--against torch: PyTorch is not installed; pip install -e '.[torch]'")
-  if arguments.compilation_cache:
-    jax.config.update('jax_compilation_cache_dir', str(Path(arguments.compilation_cache).expanduser()))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+  compiler.keep_programs(arguments.compilation_cache)
   try:
     before = json.loads(arguments.compare.read_text()) if arguments.compare else None
     how = dict(pairs=arguments.pairs, max_load=arguments.max_load, min_seconds=arguments.min_seconds)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from triplet_det import checkpoints, torch_import
+from triplet_det.models import torch_import
+from triplet_det.run import checkpoints
 
 
 def main() -> None:

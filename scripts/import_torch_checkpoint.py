@@ -21,9 +21,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from triplet_det import checkpoints, inference, torch_import
 from triplet_det.categories import COCO, CategoryTable
-from triplet_det.data.annotations import read_annotations
+from triplet_det.data.layouts.coco_json import read_annotations
+from triplet_det.detection.settings import PUBLISHED_CENTERNET, PUBLISHED_CORNERNET
+from triplet_det.models import torch_import
+from triplet_det.run import checkpoints
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
@@ -88,7 +90,7 @@ def write_run(
   model = torch_import.infer_model_config(state_dict)
   variables = torch_import.import_state_dict(state_dict, model)
   categories = _categories(annotations, model['num_classes'])
-  settings = inference.PUBLISHED_CENTERNET if model['center_branch'] else inference.PUBLISHED_CORNERNET
+  settings = PUBLISHED_CENTERNET if model['center_branch'] else PUBLISHED_CORNERNET
   record = checkpoints.RunRecord(step=step, categories=categories, model=model, test=dataclasses.asdict(settings))
   saved = checkpoints.Checkpoints(out)
   saved.save_best(variables, record)

@@ -17,12 +17,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from triplet_det.configs import shapes
+
 import triplet_det
-from configs import shapes
-from triplet_det import checkpoints, demo, evaluate, testing
+from triplet_det import evaluate
 from triplet_det.data import pipeline
+from triplet_det.detection import demo, trained_network
+from triplet_det.detection.settings import settings_for
 from triplet_det.models import detector
-from triplet_det.progress import show_messages
+from triplet_det.run import checkpoints
+from triplet_det.run.progress import show_messages
 
 MOST_LOST, MOST_BYTES = 0.002, 2_000_000
 COMMAND = 'python -m triplet_det.main --config configs/shapes.py --workdir runs/shapes'
@@ -31,8 +35,10 @@ KEPT_METRICS = ('AP', 'AP50', 'AP75')
 
 def measure(variables: dict, record: checkpoints.RunRecord, source: pipeline.Source, config) -> tuple[dict, dict]:
   """Metrics on the split as `--config.mode=eval` finds them, and their fingerprint."""
-  settings = testing.settings_for(config.test.to_dict(), config.image_scale)
-  tester = testing.make_detector(detector.build(record.model), variables, settings, batch_size=config.eval_batch_size)
+  settings = settings_for(config.test.to_dict(), config.image_scale)
+  tester = trained_network.make_detector(
+    detector.build(record.model), variables, settings, batch_size=config.eval_batch_size
+  )
   with tempfile.TemporaryDirectory() as folder:
     about = dict(step=record.step)
     evaluate.evaluate(tester, source, record.categories, folder, split='validation', run_name='demo', about=about)

@@ -16,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from triplet_det import places
-from triplet_det.data.annotations import read_ground_truth
+from triplet_det.data.layouts.coco_json import read_ground_truth
+from triplet_det.run import output_paths
 
 
 def subset(annotations: Path, count: int, least: int, most: int) -> dict:
@@ -50,7 +50,7 @@ def main() -> None:
   arguments, overrides = parser.parse_known_args()
   try:
     chosen = subset(arguments.annotations, arguments.count, 3, 15)
-    places.make_folder('--out', arguments.out)
+    output_paths.make_folder('--out', arguments.out)
   except (FileNotFoundError, ValueError) as error:
     parser.error(str(error))
   written = arguments.out.resolve() / 'subset.json'

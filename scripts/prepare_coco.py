@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from triplet_det import places
-from triplet_det.data import coco, coco_builder
+from triplet_det.data import prepare_tfds, sources
+from triplet_det.run import output_paths
 
 
 def main() -> None:
@@ -28,16 +28,16 @@ def main() -> None:
   )
   arguments = parser.parse_args()
   try:
-    splits = coco_builder.official_splits(arguments.coco, arguments.splits)
-    places.make_folder('--data_dir', arguments.data_dir)
+    splits = prepare_tfds.official_splits(arguments.coco, arguments.splits)
+    output_paths.make_folder('--data_dir', arguments.data_dir)
     year = arguments.splits[0][-4:]
-    was_there = (coco_builder.prepared_directory(arguments.data_dir, year) / 'dataset_info.json').exists()
-    directory = coco_builder.prepare(splits, arguments.data_dir, year)
+    was_there = (prepare_tfds.prepared_directory(arguments.data_dir, year) / 'dataset_info.json').exists()
+    directory = prepare_tfds.prepare(splits, arguments.data_dir, year)
   except (FileNotFoundError, ValueError) as e:
     parser.error(f'{e}. --coco must hold annotations/ and the folders of images {", ".join(arguments.splits)}')
   print(f'{"already prepared" if was_there else "prepared"}: {directory}')
   for split in splits:
-    source = coco.TfdsSource(data_dir=directory, split=split.name)
+    source = sources.TfdsSource(data_dir=directory, split=split.name)
     print(f'  {split.name}: {len(source)} images, {len(source.categories)} categories')
   print(
     'next:\n  python -m triplet_det.main --config configs/triplet.py --workdir WORKDIR '

@@ -60,8 +60,9 @@ def run(commands: Sequence[Command], folder: Path, *, timeout: float = 300, **va
 
 
 def main(asked: Path, answered: Path) -> None:
-  import scripts.tables  # noqa: F401  what takes long to import
-  from triplet_det import export, plan, predict, show_data, train  # noqa: F401
+  import scripts.paper.published.tables  # noqa: F401  what takes long to import
+
+  from triplet_det.training import show_data  # noqa: F401
 
   ended = []
   for number, command in enumerate(json.loads(asked.read_text())):

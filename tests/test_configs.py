@@ -8,10 +8,16 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import ablation, coco_json, cornernet, shapes, triplet
-from triplet_det import inference
+from triplet_det.configs import ablation, coco_json, cornernet, shapes, triplet
+from triplet_det.detection.settings import (
+  PUBLISHED_CENTERNET,
+  PUBLISHED_CENTERNET_MULTI_SCALE,
+  PUBLISHED_CORNERNET,
+  PUBLISHED_CORNERNET_MULTI_SCALE,
+  Settings,
+  settings_for,
+)
 from triplet_det.models import detector
-from triplet_det.testing import settings_for
 
 ROOT = Path(__file__).resolve().parent.parent
 SWITCHES = ('center_branch', 'center_pooling', 'cascade_corner_pooling')
@@ -50,17 +56,17 @@ def test_the_recipe_of_section_3_4():
   rate = config.optimizer
   assert (rate.base, rate.drop_step, rate.base * rate.drop_factor) == (2.5e-4, 450_000, pytest.approx(2.5e-5))
   assert differing(triplet.get_config('hg=52'), triplet.get_config('hg=104')) == {'model.stacks': (1, 2)}
-  assert config.eval_name == '' and settings_for(config.test.to_dict()) == inference.PUBLISHED_CENTERNET
+  assert config.eval_name == '' and settings_for(config.test.to_dict()) == PUBLISHED_CENTERNET
 
 
 @pytest.mark.parametrize(
   'config, wanted',
   [
-    (triplet.get_config('scales=multi'), inference.PUBLISHED_CENTERNET_MULTI_SCALE),
-    (cornernet.get_config(), inference.PUBLISHED_CORNERNET),
-    (cornernet.get_config('scales=multi,hg=52'), inference.PUBLISHED_CORNERNET_MULTI_SCALE),
-    (ablation.get_config('row=4'), inference.PUBLISHED_CENTERNET),
-    (cornernet.get_config('small=1'), inference.Settings(canvas_multiple=64, top_k=100, outside_margin=None)),
+    (triplet.get_config('scales=multi'), PUBLISHED_CENTERNET_MULTI_SCALE),
+    (cornernet.get_config(), PUBLISHED_CORNERNET),
+    (cornernet.get_config('scales=multi,hg=52'), PUBLISHED_CORNERNET_MULTI_SCALE),
+    (ablation.get_config('row=4'), PUBLISHED_CENTERNET),
+    (cornernet.get_config('small=1'), Settings(canvas_multiple=64, top_k=100, outside_margin=None)),
   ],
 )
 def test_how_each_is_tested(config, wanted):
@@ -68,7 +74,7 @@ def test_how_each_is_tested(config, wanted):
 
 
 def test_scales_are_shares_of_the_image_scale():
-  config = triplet.get_config('small=1,scales=multi')
+  config = shapes.get_config('scales=multi')
   settings = settings_for(config.test.to_dict(), 0.5)
   assert settings.scales == (0.3, 0.5, 0.6, 0.75, 0.9) and settings.center_scale == 0.5
 
@@ -85,7 +91,7 @@ CORNERNET_MULTI = {**MULTI, 'test.scales': ((1.0,), (0.5, 0.75, 1.0, 1.25, 1.5))
   'page, variant, changes',
   [
     (triplet, 'hg=52', MULTI),
-    (triplet, 'small=1', MULTI),
+    (shapes, '', MULTI),
     (cornernet, 'hg=104', CORNERNET_MULTI),
     (cornernet, 'small=1', CORNERNET_MULTI),
   ],
@@ -96,7 +102,6 @@ def test_multi_scale_changes_the_test_alone(page, variant, changes):
 
 def test_the_small_variants_are_the_embedded_data_set():
   small = shapes.get_config()
-  assert differing(triplet.get_config('small=1'), small) == {}
   assert small.data.train.format == small.data.eval.format == 'shapes'
   assert differing(small, cornernet.get_config('small=1')) == {
     **{f'model.{switch}': (True, False) for switch in SWITCHES},
@@ -128,10 +133,10 @@ def test_row_5_is_the_paper_s_detector():
 @pytest.mark.parametrize(
   'page, variant, told',
   [
-    (triplet, 'hg=105', r"'hg=105'; possible, separated by commas: hg=104\|52; scales=single\|multi; small=0\|1"),
+    (triplet, 'hg=105', r"'hg=105'; possible, separated by commas: hg=104\|52; scales=single\|multi$"),
     (cornernet, 'size=52', r'hg=104\|52; scales=single\|multi; small=0\|1'),
     (ablation, 'row=6', r'row=5\|4\|3\|2\|1; small=0\|1'),
-    (triplet, 'hg=52,small=1', 'small=1 has a small network of its own, leave hg out'),
+    (shapes, 'small=1', r"'small=1'; possible, separated by commas: scales=single\|multi$"),
     (cornernet, 'small=1,hg=104', 'small=1 has a small network of its own, leave hg out'),
     (coco_json, 'medium', r"'medium'; possible: small, hg=52, hg=104"),
   ],
@@ -142,7 +147,7 @@ def test_an_unknown_variant(page, variant, told):
 
 
 @pytest.mark.parametrize(
-  'page', ['cornernet.py', 'cornernet.py:small=1', 'triplet.py', 'triplet.py:small=1', 'shapes.py']
+  'page', ['cornernet.py', 'cornernet.py:small=1', 'triplet.py', 'shapes.py:scales=multi', 'shapes.py']
 )
 def test_values_that_are_none_can_be_overridden(page):
   """As the program reads them: a plain None could not be."""

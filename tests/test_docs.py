@@ -23,11 +23,12 @@ import jax
 import numpy as np
 import pytest
 
-from scripts import full_size, kill_test, runs
+from scripts.checks import full_size, kill_test
+from scripts.paper import table_runs
 from tests import documented, forks
 from tests.documented import ROOT
 from tests.tiny_coco import write_tiny_coco
-from triplet_det.data.shapes import CATEGORIES
+from triplet_det.data.shapes_dataset import CATEGORIES
 from triplet_det.models import detector
 
 # All commands of the program train and test one and the same small network, so that it is compiled once.
@@ -83,18 +84,18 @@ class Extra:
   named_in: str = 'setup.py'
 
 
-SLURM = 'tests/test_scripts.py::test_the_slurm_job'
-TPU = 'tests/test_scripts.py::test_what_would_be_run_for_a_tpu'
-TORCH = 'tests/test_import_script.py::test_there_and_back'
-AHEAD = 'tests/test_aot.py::test_the_script_s_arguments'
-SPEED = 'tests/test_tables.py::test_speed_of_a_tiny_network'
-TABLES = 'tests/test_tables.py::test_what_is_missing_is_trained'
-PAPER = 'tests/test_tables.py::test_the_paper_s_networks'
-GIVEN = 'tests/test_tables.py::test_given_checkpoints_are_tested_only'
-PAGE = 'tests/test_tables.py::test_a_config_of_the_user_s_own'
+SLURM = 'tests/scripts/test_cluster_scripts.py::test_the_slurm_job'
+TPU = 'tests/scripts/test_cluster_scripts.py::test_what_would_be_run_for_a_tpu'
+TORCH = 'tests/scripts/test_import_torch_checkpoint.py::test_there_and_back'
+AHEAD = 'tests/devices/test_dry_run.py::test_the_script_s_arguments'
+SPEED = 'tests/scripts/test_tables.py::test_speed_of_a_tiny_network'
+TABLES = 'tests/scripts/test_tables.py::test_what_is_missing_is_trained'
+PAPER = 'tests/scripts/test_tables.py::test_the_paper_s_networks'
+GIVEN = 'tests/scripts/test_tables.py::test_given_checkpoints_are_tested_only'
+PAGE = 'tests/scripts/test_tables.py::test_a_config_of_the_user_s_own'
 KILLS = 'tests/test_docs.py::test_kill_test'
 FULL = 'tests/test_docs.py::test_full_size'
-DEMO = 'tests/test_demo.py::test_packing_measures_what_it_ships'
+DEMO = 'tests/detection/test_demo.py::test_packing_measures_what_it_ships'
 TABLE_4 = ('--rows', '1', '--seeds', '0', *overrides(SCENES))
 MAIN = 'python -m triplet_det.main --config'
 PREDICT = 'python -m triplet_det.predict'
@@ -161,55 +162,59 @@ EXECUTED = {
   ),
   'scripts/make_demo_weights.py --run runs/shapes': ByTest(DEMO),
   # The paper's experiments
-  'scripts/tables.py table4 --runs runs/tables': Here(TABLE_4),
-  'scripts/tables.py table4 --runs runs/tables --rows 1 5': ByTest(TABLES),
-  'scripts/tables.py table3 --runs runs/tables': Here(('--rows', 'cornernet', '--seeds', '0', *overrides(SCENES))),
-  'scripts/tables.py table5 --runs runs/tables': ByTest('tests/test_tables.py::test_table_5_each_output_replaced'),
-  'scripts/tables.py table2 --runs runs/coco --full --config.data.eval.data_dir=TFDS ...': ByTest(PAPER),
-  'scripts/tables.py table5 --runs runs/coco --full --rows centernet-104 --checkpoint centernet-104=runs/imported': (
+  'scripts/paper/tables.py table4 --runs runs/tables': Here(TABLE_4),
+  'scripts/paper/tables.py table4 --runs runs/tables --rows 1 5': ByTest(TABLES),
+  'scripts/paper/tables.py table3 --runs runs/tables': Here(
+    ('--rows', 'cornernet', '--seeds', '0', *overrides(SCENES))
+  ),
+  'scripts/paper/tables.py table5 --runs runs/tables': ByTest(
+    'tests/scripts/test_tables.py::test_table_5_each_output_replaced'
+  ),
+  'scripts/paper/tables.py table2 --runs runs/coco --full --config.data.eval.data_dir=TFDS ...': ByTest(PAPER),
+  'scripts/paper/tables.py table5 --runs runs/coco --full --rows centernet-104 --checkpoint centernet-104=IMPORTED': (
     ByTest(GIVEN)
   ),
-  'scripts/tables.py table4 --runs runs/mine --config configs/coco_json.py --config.data.train.images=DIR ...': (
-    ByTest(PAGE)
-  ),
-  'scripts/tables.py speed --hg 104': ByTest(SPEED),
-  'scripts/tables.py speed --hg 104 --rounds 5': ByTest(SPEED),
-  'scripts/false_boxes.py --config configs/shapes.py runs/tables/row_1_seed_0 runs/tables/row_3_seed_0': Here(
+  'scripts/paper/tables.py table4 --runs runs/mine --config configs/coco_json.py --config.data...': (ByTest(PAGE)),
+  'scripts/paper/tables.py speed --hg 104': ByTest(SPEED),
+  'scripts/paper/tables.py speed --hg 104 --rounds 5': ByTest(SPEED),
+  'scripts/paper/false_boxes.py --config configs/shapes.py runs/tables/row_1_seed_0 runs/tables/row_3_seed_0': Here(
     instead={'configs/shapes.py': '{folder}/small.py', 'runs/tables/row_3_seed_0': 'runs/shapes'}
   ),
-  'scripts/quirks.py --checkpoint runs/shapes --config configs/shapes.py': Here(
+  'scripts/paper/published_quirks.py --checkpoint runs/shapes --config configs/shapes.py': Here(
     instead={'configs/shapes.py': '{folder}/small.py'}
   ),
   # Measured, scaled and contributed
   'scripts/benchmark.py network --hg 52 --against torch --json network.json': (
-    ByTest('tests/test_benchmark.py::test_against_the_twin')
+    ByTest('tests/scripts/test_benchmark.py::test_against_the_twin')
   ),
   'scripts/benchmark.py network --hg 52 --against torch --compare network.json': (
-    ByTest('tests/test_benchmark.py::test_a_verdict_and_a_warning_are_exit_codes')
+    ByTest('tests/scripts/test_benchmark.py::test_a_verdict_and_a_warning_are_exit_codes')
   ),
-  'scripts/benchmark.py network --hg 104 --against torch': ByTest('tests/test_benchmark.py::test_against_the_twin'),
-  'scripts/benchmark.py startup': ByTest('tests/test_benchmark.py::test_startup'),
+  'scripts/benchmark.py network --hg 104 --against torch': ByTest(
+    'tests/scripts/test_benchmark.py::test_against_the_twin'
+  ),
+  'scripts/benchmark.py startup': ByTest('tests/scripts/test_benchmark.py::test_startup'),
   'scripts/benchmark.py train_step --hg 52 --batch 2 --against torch': (
-    ByTest('tests/test_benchmark.py::test_against_the_twin')
+    ByTest('tests/scripts/test_benchmark.py::test_against_the_twin')
   ),
-  'scripts/benchmark.py decode': ByTest('tests/test_benchmark.py::test_decoding_is_the_librarys'),
-  'scripts/benchmark.py image --hg 52': ByTest('tests/test_benchmark.py::test_a_whole_image_and_its_parts'),
+  'scripts/benchmark.py decode': ByTest('tests/scripts/test_benchmark.py::test_decoding_is_the_librarys'),
+  'scripts/benchmark.py image --hg 52': ByTest('tests/scripts/test_benchmark.py::test_a_whole_image_and_its_parts'),
   'scripts/benchmark.py input --images DIR --annotations FILE': (
-    ByTest('tests/test_benchmark.py::test_the_input_pipeline')
+    ByTest('tests/scripts/test_benchmark.py::test_the_input_pipeline')
   ),
-  'scripts/benchmark.py startup --hg 104': ByTest('tests/test_benchmark.py::test_startup'),
-  'scripts/benchmark.py memory --images 1000': ByTest('tests/test_benchmark.py::test_memory_of_predictions'),
+  'scripts/benchmark.py startup --hg 104': ByTest('tests/scripts/test_benchmark.py::test_startup'),
+  'scripts/benchmark.py memory --images 1000': ByTest('tests/scripts/test_benchmark.py::test_memory_of_predictions'),
   'python -m scripts.timing.first_detection RUN_FOLDER HEIGHT WIDTH $(date +%s.%N)': (
-    ByTest('tests/test_benchmark.py::test_startup')
+    ByTest('tests/scripts/test_benchmark.py::test_startup')
   ),
   'python -m scripts.timing.own_process scripts.timing.torch_twin:network \'{"side": 127, ...}\'': (
-    ByTest('tests/test_benchmark.py::test_a_process_of_its_own')
+    ByTest('tests/scripts/test_benchmark.py::test_a_process_of_its_own')
   ),
-  'scripts/full_size.py hourglass-52': ByTest(FULL),
-  'scripts/full_size.py hourglass-104': ByTest(FULL),
-  'scripts/full_size.py hourglass-52 hourglass-104': ByTest(FULL),
-  'scripts/kill_test.py --out DIR': ByTest(KILLS),
-  'scripts/kill_test.py --out /tmp/kill_test': ByTest(KILLS),
+  'scripts/checks/full_size.py hourglass-52': ByTest(FULL),
+  'scripts/checks/full_size.py hourglass-104': ByTest(FULL),
+  'scripts/checks/full_size.py hourglass-52 hourglass-104': ByTest(FULL),
+  'scripts/checks/kill_test.py --out DIR': ByTest(KILLS),
+  'scripts/checks/kill_test.py --out /tmp/kill_test': ByTest(KILLS),
   "pip install -e '.[tpu]'": Extra(),
   'pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt': Extra('scripts/aot_compile.py'),
   'scripts/aot_compile.py --config configs/triplet.py:hg=104 --topology v5e:2x4': ByTest(AHEAD),
@@ -218,8 +223,8 @@ EXECUTED = {
   ),
   'scripts/aot_compile.py --config configs/triplet.py:hg=104 --topology v5e:2x4 --only step '
   '--config.model.dtype=bfloat16': ByTest(AHEAD),
-  'scripts/pool_gradient.py --shape 8,32,32,32': Here(('--pairs', '1', '--max_load', '99')),
-  'scripts/pool_gradient.py --topology v5e:2x2 --shape 6,128,128,128 --dtype bfloat16': Here(
+  'scripts/checks/pool_gradient.py --shape 8,32,32,32': Here(('--pairs', '1', '--max_load', '99')),
+  'scripts/checks/pool_gradient.py --topology v5e:2x2 --shape 6,128,128,128 --dtype bfloat16': Here(
     # Without the compiler for a TPU: for the device that is here.
     ('--max_load', '99'),
     {'--topology': '--pairs', 'v5e:2x2': '1', '6,128,128,128': '1,8,8,8'},
@@ -410,8 +415,8 @@ def test_its_options_exist(helps, command):
     assert re.search(rf'{option}\b', helps['-m triplet_det.main', '']), f'triplet_det.main has no {option}'
   page = re.search(r'--config (\S+)', command)
   changes = [word for word in words if word.startswith('--config.')]
-  assert not changes or script == 'scripts/tables.py' or page
-  runs.load_config(page[1] if page else 'configs/triplet.py', *changes)
+  assert not changes or script == 'scripts/paper/tables.py' or page
+  table_runs.load_config(page[1] if page else 'configs/triplet.py', *changes)
 
 
 OPTIONS = sorted({t.code for t in documented.spans() if t.code.startswith('--')})
@@ -423,9 +428,9 @@ def test_an_option_that_is_mentioned(helps, span):
   for option in options(shlex.split(span)):
     assert re.search(rf'{option}\b', everything), f'nothing has {option}'
   changes = [word for word in shlex.split(span) if word.startswith('--config.') and '=' in word]
-  runs.load_config('configs/triplet.py', *changes)
+  table_runs.load_config('configs/triplet.py', *changes)
   for name in re.findall(r'--config\.([\w.]+)$', span):
-    functools.reduce(operator.getitem, name.split('.'), runs.load_config('configs/triplet.py'))
+    functools.reduce(operator.getitem, name.split('.'), table_runs.load_config('configs/triplet.py'))
 
 
 def test_files_and_configs_that_are_mentioned():
@@ -437,11 +442,11 @@ def test_files_and_configs_that_are_mentioned():
       path = text.code.partition(':')[0]
       assert (ROOT / path).exists(), f'{text.path}: {text.code}'
       if path.startswith('configs/'):
-        runs.load_config(text.code)
+        table_runs.load_config(text.code)
 
 
 def test_full_size(monkeypatch, capsys):
-  """scripts/full_size.py with a small network under the large one's name, and a step that takes no compiler."""
+  """scripts/checks/full_size.py with a small network under the large one's name, and a step that takes no compiler."""
   small = dict(detector.VARIANTS['tiny'], dims=(8, 8), blocks=(1, 1), stem_width=8, head_width=8, pool_width=8)
   small |= dict(center_branch=False, center_pooling=False, cascade_corner_pooling=False)
   monkeypatch.setitem(detector.VARIANTS, 'hourglass-52', small)
@@ -484,7 +489,7 @@ for step in range(first + 1, 7):
 
 @pytest.mark.parametrize('broken', [False, True])
 def test_kill_test(broken, tmp_path, monkeypatch, capsys):
-  """scripts/kill_test.py with a stand-in for the program: kills are counted, and a log that differs is noticed."""
+  """kill_test.py with a stand-in for the program: kills are counted, and a log that differs is noticed."""
 
   def start(workdir, life):
     text = workdir.parent / f'{workdir.name}_{life}.txt'

@@ -14,9 +14,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from tests.tiny_coco import write_tiny_coco
-from triplet_det import __version__, evaluate, gallery, inference, testing
+from triplet_det import __version__, evaluate
 from triplet_det.categories import CategoryTable
 from triplet_det.data import pipeline
+from triplet_det.detection import inference, trained_network
+from triplet_det.detection.settings import Settings
+from triplet_det.evaluators import best_and_worst
 from triplet_det.models import detector
 from triplet_det.structs import Detections, KeypointMaps, Pairs
 
@@ -27,7 +30,7 @@ TINY = dict(stacks=1, dims=(8, 8, 8), blocks=(1, 1, 1), stem_width=8, head_width
 class FakeDetector:
   """Answers with the detections it was given per image id, last image first; notes what it was shown."""
 
-  settings = inference.Settings()
+  settings = Settings()
 
   def __init__(self, answers):
     self.answers = answers
@@ -91,7 +94,7 @@ def test_every_image_once_by_canvas(source, evaluated):
 
 def test_images_of_one_canvas_follow_each_other(source):
   judged = FakeDetector(perfect(source))
-  judged.settings = inference.Settings(canvas_multiple=32)
+  judged.settings = Settings(canvas_multiple=32)
   assert list(evaluate.detect(judged, source)) == [image_id for image_id, _ in judged.shown[::-1]]
   canvases = [(height | 31, width | 31) for _, (height, width, _) in judged.shown]
   assert len(set(canvases)) > 1 and canvases == sorted(canvases)
@@ -246,7 +249,7 @@ def test_curves_json_is_pycocotools_precision(coco, imperfect):
 
 def test_the_best_and_the_worst_are_drawn(source, tmp_path, monkeypatch):
   """One object image is answered with nothing, one with the wrong class; the image without objects is no candidate."""
-  monkeypatch.setattr(gallery, 'SHOWN', 2)
+  monkeypatch.setattr(best_and_worst, 'SHOWN', 2)
   answers = perfect(source)
   name_of = {image['id']: image['file_name'].removesuffix('.jpg') for image in source.ground_truth['images']}
   empty, wrong = 121, 128
@@ -305,7 +308,7 @@ def test_a_split_without_an_object_to_find(coco, source, tmp_path, kind):
 def test_a_canvas_that_does_not_fit_the_network():
   module = detector.build(TINY)
   with pytest.raises(ValueError, match=r'canvas_multiple is 8, the network needs a multiple of 16'):
-    testing.make_detector(module, {}, inference.Settings(canvas_multiple=8), batch_size=1)
+    trained_network.make_detector(module, {}, Settings(canvas_multiple=8), batch_size=1)
 
 
 def test_the_table_for_the_terminal():
@@ -343,9 +346,11 @@ def test_one_cpu_takes_image_after_image():
     return KeypointMaps(y, y + 1, y[..., :1], y[..., 1:2], y[..., 2:4], y[..., 4:6])
 
   cpu = jax.devices()[:1]
-  found = jax.jit(testing.suited(apply_fn, cpu))(kernel, images)
+  found = jax.jit(trained_network.suited(apply_fn, cpu))(kernel, images)
   assert batches == [1]  # traced once
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), found, apply_fn(kernel, images))
   assert found.center_heat is None
   gpu = type('Gpu', (), {'platform': 'gpu'})()
-  assert testing.suited(apply_fn, [gpu]) is apply_fn and testing.suited(apply_fn, [*cpu, gpu]) is apply_fn
+  assert (
+    trained_network.suited(apply_fn, [gpu]) is apply_fn and trained_network.suited(apply_fn, [*cpu, gpu]) is apply_fn
+  )

@@ -13,10 +13,12 @@ from jax import export as jax_export
 
 import triplet_det
 from tests.tiny_detector import SETTINGS, write_run
-from triplet_det import export, exported, loading, predict
-from triplet_det.data import shapes
-from triplet_det.models import conv, detector
-from triplet_det.models.norm import EPSILON
+from triplet_det import export
+from triplet_det.data import shapes_dataset
+from triplet_det.detection import exported_file, loading
+from triplet_det.models import detector, layers
+from triplet_det.models.batch_norm import EPSILON
+from triplet_det.prediction import over_files
 
 
 @pytest.fixture(scope='module')
@@ -38,7 +40,9 @@ def demo_file(tmp_path_factory):
   """The shipped detector for all platforms, and a scene that fits its canvas."""
   folder = tmp_path_factory.mktemp('demo')
   export.export('demo', folder / 'demo.zip', sizes=((127, 127),), platforms=('cpu', 'cuda', 'tpu'))
-  scene = next(s for s in (shapes.draw_scene(7, 'validation', i) for i in range(99)) if max(s.image.shape) <= 127)
+  scene = next(
+    s for s in (shapes_dataset.draw_scene(7, 'validation', i) for i in range(99)) if max(s.image.shape) <= 127
+  )
   cv2.imwrite(str(folder / 'scene.png'), scene.image[..., ::-1])
   return folder / 'demo.zip', folder / 'scene.png'
 
@@ -57,7 +61,7 @@ def test_folded_norms_give_the_same_maps():
     return (rng.uniform(low, high, leaf.shape) / np.sqrt(fan_in / 3 if fan_in > 1 else 1)).astype(np.float32)
 
   variables = jax.tree_util.tree_map_with_path(draw, shapes_of)
-  folded = conv.fold_norms(variables)
+  folded = layers.fold_norms(variables)
   expected = jax.jit(module.apply)(variables, images)[-1]
   found = jax.jit(module.clone(norm_folded=True).apply)(folded, images)[-1]
   for name, value in vars(expected).items():
@@ -75,14 +79,14 @@ def test_fold_by_hand():
   kernel, scale, bias, mean = rng.normal(size=(1, 1, 3, 2)), *rng.normal(size=(3, 2))
   var = rng.uniform(0.5, 2, 2)
   params = {'a': {'conv': dict(kernel=kernel), 'norm': dict(scale=scale, bias=bias)}, 'b': dict(kernel=kernel)}
-  folded = conv.fold_norms({'params': params, 'batch_stats': {'a': {'norm': dict(mean=mean, var=var)}}})['params']
+  folded = layers.fold_norms({'params': params, 'batch_stats': {'a': {'norm': dict(mean=mean, var=var)}}})['params']
   x = rng.normal(size=3)
   expected = (x @ kernel[0, 0] - mean) / np.sqrt(var + EPSILON) * scale + bias
   result = x @ folded['a']['conv']['kernel'][0, 0] + folded['a']['norm']['bias']
   np.testing.assert_allclose(result, expected, atol=1e-5)
   assert folded['b'] is params['b']
   with pytest.raises(ValueError, match='no convolution takes the norm of params/a'):
-    conv.fold_norms({'params': {'a': {'norm': {}}}, 'batch_stats': {'a': {'norm': {}}}})
+    layers.fold_norms({'params': {'a': {'norm': {}}}, 'batch_stats': {'a': {'norm': {}}}})
 
 
 def test_a_fresh_process_finds_the_same_boxes_without_the_network(demo_file, capsys, monkeypatch):
@@ -112,7 +116,7 @@ def test_several_scales_and_images_per_batch(run_folder, two_scales):
 
 
 def test_a_small_image_goes_to_the_middle_of_the_smallest_canvas_that_holds_it(two_scales):
-  tester = exported.ExportedDetector(two_scales)
+  tester = exported_file.ExportedDetector(two_scales)
   every = [((63, 63), (31, 31)), ((95, 63), (63, 31))]
   assert [one.canvases for one in tester.sidecar.programs] == every
   image = np.full((20, 11, 3), 7, np.uint8)
@@ -220,7 +224,7 @@ def test_sizes_are_width_by_height():
 def test_predict_leaves_out_what_is_larger_than_all_canvases(two_scales, tmp_path):
   for name, width in (('a', 50), ('b', 97)):
     cv2.imwrite(str(tmp_path / f'{name}.png'), np.full((40, width, 3), 99, np.uint8))
-  outcome = predict.predict(
+  outcome = over_files.predict(
     triplet_det.load(two_scales), [tmp_path / 'b.png', tmp_path / 'a.png'], tmp_path / 'out', threshold=0.0
   )
   assert outcome.summary.images == outcome.programs == 1

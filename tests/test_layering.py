@@ -1,4 +1,4 @@
-"""Imports go down the list of the house and never up; what runs in the workers of the input pipeline is free of JAX."""
+"""Imports go down the floors of the house and never up, between rooms and inside a room (docs/architecture.md)."""
 
 import ast
 from pathlib import Path
@@ -7,37 +7,66 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / 'triplet_det'
 
-# From the roof to the ground; modules of one storey do not import each other.
-STOREYS = [
-  ['__init__'],
+# From the roof to the ground; what stands on one floor does not import each other.
+FLOORS = [
   ['main'],
-  ['predict', 'export', 'plan'],
+  ['dry_run'],
   ['train'],
-  ['finetune', 'show_data'],
-  ['loading', 'merge'],
-  ['report', 'evaluate'],
-  ['gallery'],
-  ['parts', 'image_ids'],
-  ['figures', 'predictions'],
-  ['evaluators'],
-  ['curves'],
-  ['drawing', 'progress', 'metric_writers', 'video'],
-  ['train_step', 'program'],
-  ['demo'],
-  ['optimizer', 'sharding', 'checkpoints', 'exported', 'roofline', 'collectives'],
-  ['torch_import'],
-  ['data'],
-  ['testing'],
-  ['inference'],
-  ['canvas', 'limits', 'places'],
-  ['nms', 'decode'],
-  ['losses', 'targets', 'photometric'],
-  ['models'],
-  ['central_region'],
-  ['structs'],
-  ['categories', 'compiler', 'json_numbers'],
+  ['evaluate', 'predict'],
+  ['__init__', 'export', 'evaluators', 'prediction', 'training'],
+  ['detection', 'report'],
+  ['models', 'data'],
+  ['run', 'structs'],
+  ['categories', 'configs', 'devices', 'pictures'],
 ]
-STOREY = {name: number for number, names in enumerate(STOREYS) for name in names}
+# The same inside a room; its __init__ is on the roof.
+STOREYS = {
+  'data': [
+    ['doctor_report'],
+    ['doctor'],
+    ['pipeline'],
+    ['prepare_tfds', 'shapes_dataset'],
+    ['sources'],
+    ['layouts'],
+    ['annotations', 'augmentation', 'image_files', 'shapes_drawing'],
+  ],
+  'detection': [
+    ['loading'],
+    ['exported_file', 'paper_figures', 'trained_network'],
+    ['inference'],
+    ['result', 'settings'],
+    ['canvas', 'central_region', 'coco_results', 'decode', 'demo', 'nms'],
+  ],
+  'devices': [['compiled_program', 'sharding'], ['collectives', 'compiler', 'roofline']],
+  'evaluators': [['error_analysis', 'false_discovery'], ['best_and_worst', 'coco_ap']],
+  'models': [
+    ['torch_import'],
+    ['detector'],
+    ['heads', 'hourglass', 'pooling'],
+    ['layers'],
+    ['batch_norm', 'fast_convolution', 'input_pixels'],
+  ],
+  'pictures': [['plots'], ['drawing', 'video']],
+  'prediction': [['over_files'], ['merge_parts'], ['coco_image_ids', 'parts_on_disk']],
+  'report': [['sections'], ['gallery'], ['charts', 'run_folder', 'tables']],
+  'run': [
+    ['metric_writers'],
+    ['checkpoints', 'command_line', 'config_limits', 'json_files', 'output_paths', 'progress', 'stop_signal'],
+  ],
+  'training': [
+    ['finetune'],
+    ['show_data', 'train_step'],
+    ['colour_augmentation', 'losses', 'optimizer', 'targets'],
+  ],
+}
+
+
+def heights(floors: list[list[str]]) -> dict[str, int]:
+  return {name: number for number, names in enumerate(floors) for name in names}
+
+
+HEIGHTS = heights(FLOORS)
+FILES = sorted(PACKAGE.rglob('*.py'))
 
 
 def imported(path: Path) -> set[str]:
@@ -52,32 +81,55 @@ def imported(path: Path) -> set[str]:
   return names
 
 
-def part_of(module: str) -> str | None:
-  """The storey's name for a module of the package: the file, or the folder it is in; None for what is not a module."""
-  first = module.split('.')[1:2]
-  return first[0] if first and first[0] in STOREY else None
-
-
-FILES = sorted(PACKAGE.rglob('*.py'))
+def above(here: str, used: set[str], at: dict[str, int]) -> set[str]:
+  """Those of `used` that are not below `here`."""
+  return {name for name in used - {here} if name in at and at[name] <= at[here]}
 
 
 @pytest.mark.parametrize('path', FILES, ids=[str(p.relative_to(PACKAGE)) for p in FILES])
 def test_imports_go_down(path):
-  here = path.relative_to(PACKAGE).parts[0].removesuffix('.py')
-  assert here in STOREY, f'{here} has no storey yet'
-  used = {part_of(name) for name in imported(path) if name.startswith('triplet_det.')} - {None, here}
-  up = {name for name in used if STOREY[name] <= STOREY[here]}
-  assert not up, f'{here} imports {sorted(up)}, which are not below it'
+  parts = path.relative_to(PACKAGE).with_suffix('').parts
+  used = [name.split('.')[1:] for name in imported(path) if name.startswith('triplet_det.')]
+  assert parts[0] in HEIGHTS, f'{parts[0]} has no floor yet'
+  rooms = {name[0] for name in used}
+  assert not above(parts[0], rooms, HEIGHTS), f'{path} imports {above(parts[0], rooms, HEIGHTS)}, not below it'
+  if len(parts) > 1 and parts[1] != '__init__':
+    inside = heights(STOREYS[parts[0]])
+    assert parts[1] in inside, f'{parts[0]}/{parts[1]} has no storey yet'
+    modules = {name[1] for name in used if name[0] == parts[0] and len(name) > 1}
+    assert not above(parts[1], modules, inside), f'{path} imports {above(parts[1], modules, inside)}, not below it'
 
 
 def test_the_rule_would_notice():
-  assert part_of('triplet_det.models.detector') == 'models'
-  assert part_of('triplet_det.__version__') is None
-  assert STOREY['data'] < STOREY['inference'] < STOREY['models'] < STOREY['structs']
+  assert above('models', {'detection', 'structs'}, HEIGHTS) == {'detection'}
+  assert above('models', {'data'}, HEIGHTS) == {'data'}  # nor from the same floor
+  assert above('heads', {'layers', 'detector', 'pooling'}, heights(STOREYS['models'])) == {'detector', 'pooling'}
   assert {'jax', 'triplet_det.categories'} <= imported(PACKAGE / 'structs.py')
 
 
-@pytest.mark.parametrize('path', sorted((PACKAGE / 'data').glob('*.py')), ids=lambda p: p.name)
+def test_the_house_stays_small():
+  """What a reader can keep in mind: entries of the package, floors, and every room on one of them."""
+  entries = {path.relative_to(PACKAGE).parts[0].removesuffix('.py') for path in FILES}
+  assert entries == set(HEIGHTS) and len(entries) <= 20 and len(FLOORS) <= 10
+  for room, storeys in STOREYS.items():
+    modules = {path.relative_to(PACKAGE / room).parts[0].removesuffix('.py') for path in (PACKAGE / room).rglob('*.py')}
+    assert modules - {'__init__'} == set(heights(storeys)), room
+    purpose = ast.get_docstring(ast.parse((PACKAGE / room / '__init__.py').read_text()))
+    assert purpose and len(purpose.splitlines()[0]) > 20, f'{room}/__init__.py does not say what the room is for'
+
+
+PAGES = sorted((PACKAGE.parent / 'configs').glob('*.py'))
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: p.name)
+def test_the_pages_have_no_circle(page):
+  """All start from `triplet`, which starts from none."""
+  order = heights([['ablation', 'coco_json', 'cornernet'], ['shapes'], ['triplet']])
+  used = {name.split('.')[2] for name in imported(page) if name.startswith('triplet_det.configs.')}
+  assert not above(page.stem, used, order)
+
+
+@pytest.mark.parametrize('path', sorted((PACKAGE / 'data').rglob('*.py')), ids=lambda p: p.name)
 def test_the_input_pipeline_is_free_of_jax(path):
   """Directly, or through a module of the package."""
   names = imported(path)
@@ -89,6 +141,6 @@ def test_the_input_pipeline_is_free_of_jax(path):
 
 
 def test_the_configuration_stops_at_the_door():
-  """Only main, plan, train, evaluate and predict know ml_collections; all others take values."""
+  """Only main, dry_run, train and evaluate know ml_collections; all others take values."""
   knowing = {p.relative_to(PACKAGE).parts[0] for p in FILES if any('ml_collections' in n for n in imported(p))}
-  assert knowing <= {'main.py', 'plan.py', 'train.py', 'evaluate.py', 'predict.py'}
+  assert knowing <= {'main.py', 'dry_run.py', 'train.py', 'evaluate.py'}

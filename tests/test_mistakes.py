@@ -14,12 +14,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from triplet_det.configs import coco_json
 
-from configs import coco_json
 from tests import forks
 from tests.tiny_coco import CATEGORIES, write_tiny_coco
-from triplet_det import checkpoints, inference, sharding, train
+from triplet_det import train
 from triplet_det.categories import COCO, CategoryTable
+from triplet_det.detection.settings import Settings
+from triplet_det.devices import sharding
+from triplet_det.run import checkpoints
 
 STEP = 4  # of the checkpoints
 SIZES = dict(stacks=1, dims=(8, 8), blocks=(1, 1), stem_width=8, head_width=8, pool_width=8)
@@ -817,7 +820,7 @@ MISTAKES = PATHS | CONFIGS | DATA | DEVICES | CHECKPOINTS | COMMANDS | CALLS | V
 def write_run(folder: Path, state, *, model=None, categories=None, test=None) -> None:
   """A run folder with a checkpoint in checkpoints/ and best/."""
   here = CategoryTable.from_coco(CATEGORIES)
-  settings = dataclasses.asdict(inference.Settings(canvas_multiple=32))
+  settings = dataclasses.asdict(Settings(canvas_multiple=32))
   record = checkpoints.RunRecord(STEP, categories or here, model or SIZES, test or settings)
   saved = checkpoints.Checkpoints(folder)
   saved.save(state, record)

@@ -12,13 +12,16 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from triplet_det.configs import coco_json
 
-from configs import coco_json
 from tests import tiny_run
-from triplet_det import checkpoints, evaluate, main, testing, train
-from triplet_det.data import shapes
-from triplet_det.models import conv
-from triplet_det.train_step import TrainState
+from triplet_det import evaluate, main, train
+from triplet_det.data import shapes_dataset
+from triplet_det.detection import trained_network
+from triplet_det.models import layers
+from triplet_det.run import checkpoints
+from triplet_det.run.stop_signal import stop_signal
+from triplet_det.training.train_step import TrainState
 
 STEPS = tiny_run.STEPS
 
@@ -203,7 +206,7 @@ def test_the_embedded_data_set_end_to_end(tmp_path):
   rows = tiny_run.rows(workdir)
   assert [row['step'] for row in rows] == [1, 2, 3, 3]
   assert all(row['train/focal_center'] > 0 for row in rows[:-1])
-  assert {name for name in rows[-1] if '/AP/' in name} == {f'eval/AP/{name}' for name in shapes.CLASS_NAMES}
+  assert {name for name in rows[-1] if '/AP/' in name} == {f'eval/AP/{name}' for name in shapes_dataset.CLASS_NAMES}
   detected = json.loads((workdir / 'eval/step_000003/results.json').read_text())
   assert len(detected) <= 2 * 100 and {row['image_id'] for row in detected} <= {1, 2}
   assert all((workdir / picture).exists() for picture in ('loss.png', 'ap.png', 'eval/step_000003/worst.png'))
@@ -238,7 +241,7 @@ def losses(monkeypatch):
 
   monkeypatch.setattr(train, 'init_state', init_state)
   monkeypatch.setattr(train, 'make_train_step', make_train_step)
-  monkeypatch.setattr(conv, 'fold_norms', lambda variables: variables)  # there are no norms
+  monkeypatch.setattr(layers, 'fold_norms', lambda variables: variables)  # there are no norms
   return losses
 
 
@@ -284,7 +287,7 @@ def evaluations(config, losses, monkeypatch):
       raise found[step]
     return {'AP': found[step], 'AP50': found[step], 'AP_L': float('nan')}
 
-  monkeypatch.setattr(testing, 'make_detector', lambda *_, **__: SimpleNamespace(use=lambda variables: None))
+  monkeypatch.setattr(trained_network, 'make_detector', lambda *_, **__: SimpleNamespace(use=lambda variables: None))
   monkeypatch.setattr(evaluate, 'evaluate', fake)
   return SimpleNamespace(found=found, done=done)
 
@@ -367,7 +370,7 @@ def test_a_second_signal_ends_at_once():
   # A shell starts background jobs with Ctrl-C ignored; then there would be nothing to go back to.
   started_with = signal.signal(signal.SIGINT, signal.default_int_handler)
   before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-  with train.stop_signal() as stopped:
+  with stop_signal() as stopped:
     assert not stopped(1)
     os.kill(os.getpid(), signal.SIGINT)
     assert stopped(2)

@@ -6,11 +6,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from triplet_det import checkpoints
 from triplet_det.categories import CategoryTable
-from triplet_det.inference import Settings
-from triplet_det.loading import LoadedDetector
+from triplet_det.detection.loading import LoadedDetector
+from triplet_det.detection.settings import Settings
 from triplet_det.models import detector
+from triplet_det.run import checkpoints
 from triplet_det.structs import Detections
 
 MODEL = dict(

@@ -12,12 +12,14 @@ from absl import logging
 from etils import epath
 
 import triplet_det
-from triplet_det import canvas, gallery, inference, sharding
 from triplet_det.categories import CategoryTable
 from triplet_det.data import pipeline
-from triplet_det.evaluators import coco_ap, coco_results, false_discovery
-from triplet_det.json_numbers import json_safe
-from triplet_det.progress import ProgressLine
+from triplet_det.detection import canvas, coco_results, inference
+from triplet_det.detection.settings import Settings
+from triplet_det.devices import sharding
+from triplet_det.evaluators import best_and_worst, coco_ap, false_discovery
+from triplet_det.run import json_files
+from triplet_det.run.progress import ProgressLine
 from triplet_det.structs import Detections
 
 
@@ -53,8 +55,8 @@ def evaluate(
   """Detects, writes what was found and how good it is into `directory`, and returns the metrics.
 
   The files: results.json (COCO rows), for a split without annotations also under the name that COCO's server wants;
-  gallery.json, best.png, worst.png and their folders (`gallery.write`); curves.json (precision over recall, FD over
-  IoU); metrics.json (the metrics, and a fingerprint of how they came about).
+  gallery.json, best.png, worst.png and their folders (`best_and_worst.write`); curves.json (precision over recall, FD
+  over IoU); metrics.json (the metrics, and a fingerprint of how they came about).
 
   Args:
     detector: of `make_detector`.
@@ -86,12 +88,12 @@ def evaluate(
     name = coco_results.server_file_name(split, run_name)
     coco_results.write_results(directory / name, rows)
     logging.info("for COCO's server: %s, to be sent as a zip of that name", directory / name)
-  gallery.write(detector, source, rows, categories, directory, threshold=draw_threshold)
+  best_and_worst.write(detector, source, rows, categories, directory, threshold=draw_threshold)
   metrics, curves = measure(source.ground_truth, rows)
-  write_json(directory / 'curves.json', curves, indent=None)
+  json_files.write_json(directory / 'curves.json', curves, indent=None)
   recipe = fingerprint(detector.settings, split=split, images=len(source), decimals=decimals, **(about or {}))
   # Written last: an evaluation with metrics.json is complete.
-  write_json(directory / 'metrics.json', dict(metrics=metrics, fingerprint=recipe))
+  json_files.write_json(directory / 'metrics.json', dict(metrics=metrics, fingerprint=recipe))
   sharding.from_all_hosts(json.dumps(metrics))
   return metrics
 
@@ -115,20 +117,7 @@ def measure(ground_truth: Mapping, rows: Sequence[Mapping]) -> tuple[dict[str, f
   return coco_ap.summarise(precision) | false_discovery.summarise(discovery), curves
 
 
-def write_json(path: epath.Path, content: Mapping, *, indent: int | None = 1) -> None:
-  """Writes JSON as all programs read it: NaN, which JSON does not have, is the string "NaN"."""
-
-  def safe(value):
-    if isinstance(value, Mapping):
-      return {key: safe(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-      return [safe(one) for one in value]
-    return json_safe(value) if isinstance(value, float) else value
-
-  path.write_text(json.dumps(safe(content), indent=indent) + '\n')
-
-
-def fingerprint(settings: inference.Settings, **about) -> dict:
+def fingerprint(settings: Settings, **about) -> dict:
   """How a metric came about: test settings, facts given, versions and commit."""
   versions = {name: metadata.version(name) for name in ('jax', 'flax', 'pycocotools', 'opencv-python-headless')}
   here = epath.Path(__file__).parent

@@ -27,11 +27,13 @@ from flax import traverse_util
 from jax import export as jax_export
 
 import triplet_det
-from triplet_det import inference, loading, photometric, places, testing
-from triplet_det.canvas import Placement
-from triplet_det.exported import FORMAT, SIDECAR, SUFFIX, WEIGHTS, Canvases, Program, Sidecar
-from triplet_det.models import detector
-from triplet_det.progress import show_messages
+from triplet_det.detection import inference, loading, trained_network
+from triplet_det.detection.canvas import Placement
+from triplet_det.detection.exported_file import FORMAT, SIDECAR, SUFFIX, WEIGHTS, Canvases, Program, Sidecar
+from triplet_det.detection.settings import Settings, change, settings_for
+from triplet_det.models import detector, input_pixels
+from triplet_det.run import command_line, output_paths
+from triplet_det.run.progress import show_messages
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 COCO_SIZES = ((480, 640), (640, 480), (640, 640))  # (height, width)
@@ -54,12 +56,12 @@ PREPROCESSING = {
   'resize': 'for each scale s in settings.scales, to int(height * s) x int(width * s), bilinear (OpenCV INTER_LINEAR)',
   'canvas': 'black, the resized image from row H // 2 - height // 2 and column W // 2 - width // 2 on',
   'normalisation': 'in the program: (value / 255 - mean) / std',
-  'mean': photometric.RGB_MEAN.tolist(),
-  'std': photometric.RGB_STD.tolist(),
+  'mean': input_pixels.RGB_MEAN.tolist(),
+  'std': input_pixels.RGB_STD.tolist(),
 }
 
 
-def detection_program(apply_fn: Callable, settings: inference.Settings) -> Callable:
+def detection_program(apply_fn: Callable, settings: Settings) -> Callable:
   """All of detection as one function of plain containers, with ARGUMENTS and RESULTS."""
 
   def program(weights, canvases, border, size, scale):
@@ -102,7 +104,7 @@ def export(
   """
   _check(checkpoint, out, sizes, platforms, batch_size)
   variables, record = loading.read_weights(checkpoint)
-  settings = loading.change(testing.settings_for(record.test), changes)
+  settings = change(settings_for(record.test), changes)
   if settings.stale_rows and sound_nms:
     settings = dataclasses.replace(settings, stale_rows=False)
   if settings.stale_rows:
@@ -110,9 +112,9 @@ def export(
       f'{checkpoint} is tested with test.stale_rows, the published soft-NMS that leaves stale rows; it works on the '
       'host and cannot become part of a program: export with --sound_nms, which takes the sound soft-NMS instead'
     )
-  module, folded = testing.folded(detector.build(record.model), variables)
-  testing.check_canvases(module, settings)
-  program = detection_program(testing.last_stack(module), settings)
+  module, folded = trained_network.folded(detector.build(record.model), variables)
+  trained_network.check_canvases(module, settings)
+  program = detection_program(trained_network.last_stack(module), settings)
   weights = traverse_util.flatten_dict(folded, sep='/')
 
   every_canvases = list(dict.fromkeys(inference.canvases_of(*size, settings) for size in sizes))
@@ -223,7 +225,7 @@ def _check(checkpoint, out: Path, sizes, platforms: Sequence[str], batch_size: i
     raise ValueError(f'unknown platform {", ".join(unknown) or "(none given)"}; possible: {", ".join(PLATFORMS)}')
   if not sizes or batch_size < 1:
     raise ValueError(f'exporting needs at least one size and one image per batch, got {len(sizes)} and {batch_size}')
-  places.make_folder('the folder of --out', out.parent)
+  output_paths.make_folder('the folder of --out', out.parent)
 
 
 def _as_npz(weights: dict[str, np.ndarray]) -> bytes:
@@ -249,16 +251,16 @@ def main() -> None:
   parser.add_argument('--platforms', nargs='+', default=['cpu'], help=f'of {", ".join(PLATFORMS)} (default: cpu)')
   parser.add_argument('--batch_size', type=int, default=1, help='images per call (default %(default)s)')
   parser.add_argument('--sound_nms', action='store_true', help='instead of the published soft-NMS with stale rows')
-  loading.add_settings_flags(parser)
+  command_line.add_settings_flags(parser)
   compared = 'run checkpoint and file on it in fresh processes; print times and the largest difference of boxes'
   parser.add_argument('--compare', type=Path, metavar='IMAGE', help=compared)
   arguments = parser.parse_args()
   flags.FLAGS.mark_as_parsed()  # absl's log wants it; this command has none of absl's flags
   show_messages()
-  changes = loading.changes_of(arguments)
+  changes = command_line.changes_of(arguments)
   options = dict(sizes=arguments.sizes, platforms=arguments.platforms, batch_size=arguments.batch_size)
   try:
-    out = places.local(arguments.out)
+    out = output_paths.local(arguments.out)
     sidecar = export(arguments.checkpoint, out, **options, sound_nms=arguments.sound_nms, **changes)
     canvases = ', '.join(map(str, sidecar.programs))
     size = out.stat().st_size / 1e6

@@ -35,30 +35,23 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from triplet_det import (
-  checkpoints,
-  evaluate,
-  inference,
-  limits,
-  places,
-  plan,
-  report,
-  sharding,
-  show_data,
-  testing,
-  train,
-)
+from triplet_det import configs, dry_run, evaluate, report, train
 from triplet_det.data import doctor, doctor_report, pipeline
+from triplet_det.detection import trained_network
+from triplet_det.detection.settings import Settings, settings_for
+from triplet_det.devices import compiler, sharding
 from triplet_det.evaluators import error_analysis
 from triplet_det.models import detector
-from triplet_det.progress import ProgressLine, show_messages
+from triplet_det.run import checkpoints, config_limits, json_files, output_paths
+from triplet_det.run.progress import ProgressLine, show_messages
+from triplet_det.training import show_data
 
 MODES = ('train_and_eval', 'train', 'eval', 'error_analysis', 'report', 'check_data', 'show_data')
 EXIT_MISFIT, EXIT_NON_FINITE, EXIT_STOPPED, EXIT_ALONE = 2, 3, 75, 76
 _PATIENCE = 5.0  # seconds for the other hosts to say what is wrong with them too, which they cannot without the first
 
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', help_string='config file, with its variant: configs/triplet.py:hg=104'
+  'config', help_string='page of configs/ by its name, or a config file, with its variant: triplet:hg=104, mine.py'
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'run folder: checkpoints, metrics, pictures; local or gs://')
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'several hosts: address:port of the first one')
@@ -74,7 +67,7 @@ class Trial:
   module: detector.Detector
   variables: Mapping
   record: checkpoints.RunRecord
-  settings: inference.Settings
+  settings: Settings
   source: pipeline.Source
   folder: epath.Path  # of the evaluation
   placement: Mapping  # batch_size and sharding
@@ -91,7 +84,7 @@ def open_trial(config: ConfigDict, workdir: epath.Path) -> Trial:
     module=detector.build(dict(record.model, dtype=config.model.dtype)),
     variables=variables,
     record=record,
-    settings=testing.settings_for(config.test.to_dict(), config.image_scale),
+    settings=settings_for(config.test.to_dict(), config.image_scale),
     source=source,
     folder=folder,
     placement=dict(batch_size=config.eval_batch_size, sharding=sharding.over_own_devices()),
@@ -102,7 +95,7 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, fl
   """Mode eval: the metrics of a checkpoint; `evaluate.evaluate` lists the files."""
   trial = open_trial(config, workdir)
   return evaluate.evaluate(
-    testing.make_detector(trial.module, trial.variables, trial.settings, **trial.placement),
+    trained_network.make_detector(trial.module, trial.variables, trial.settings, **trial.placement),
     trial.source,
     trial.record.categories,
     trial.folder,
@@ -121,7 +114,7 @@ def analyse_errors(config: ConfigDict, workdir: epath.Path) -> list[dict]:
   about = dict(step=trial.record.step, split=config.data.eval.split, images=len(trial.source))
   recipe = evaluate.fingerprint(trial.settings, **about)
   trial.folder.mkdir(parents=True, exist_ok=True)
-  evaluate.write_json(trial.folder / 'error_analysis.json', dict(rows=rows, fingerprint=recipe))
+  json_files.write_json(trial.folder / 'error_analysis.json', dict(rows=rows, fingerprint=recipe))
   return rows
 
 
@@ -168,18 +161,18 @@ def run(config: ConfigDict, workdir: str) -> None:
   """Does what `config.mode` says, prints the metrics and writes the report."""
   if config.mode not in MODES:
     raise ValueError(f'config.mode is {config.mode!r}; possible: {", ".join(MODES)}')
-  limits.check(config.to_dict())
+  config_limits.check(config.to_dict())
   if config.dry_run:
-    found = plan.plan_here(config)
+    found = dry_run.plan_here(config)
     if jax.process_index() == 0:
-      print(plan.as_text(found))
+      print(dry_run.as_text(found))
     return
   folder = epath.Path(workdir).expanduser()
   if config.mode == 'check_data':
     check_data(config)
     return
   if config.mode in ('train_and_eval', 'train', 'show_data') or folder.is_dir():
-    places.make_folder('--workdir', workdir)
+    output_paths.make_folder('--workdir', workdir)
   if config.mode == 'show_data':
     print(f'to look at: {show_training_data(config, folder)}')
     return
@@ -199,9 +192,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     _fail(ValueError(f'not understood: {argv[1:]}; all is said by flags, such as --config.mode=eval'), EXIT_MISFIT)
   show_messages()
-  if _CACHE.value:
-    jax.config.update('jax_compilation_cache_dir', str(epath.Path(_CACHE.value).expanduser()))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+  compiler.keep_programs(_CACHE.value)
   try:
     sharding.join_hosts(_COORDINATOR.value, _NUM_HOSTS.value, _HOST_INDEX.value)
     run(_CONFIG.value, _WORKDIR.value)
@@ -248,6 +239,7 @@ def _leave(code: int) -> None:
 def parse_flags(argv: list[str]) -> list[str]:
   """Flags as absl parses them; whatever is wrong with them, or with the config file, is one message."""
   try:
+    argv = _with_found_page(argv)
     rest = flags.FLAGS(argv)
     _CONFIG.value.keys()  # of a config file that could not be opened, the first use raises
     return rest
@@ -263,6 +255,8 @@ def _explain(error: Exception, argv: list[str]) -> str:
     return '; '.join(f'--{name} is not given: give the {flags.FLAGS[name].help}' for name in missing)
   page = Path(path.partition(':')[0])
   if isinstance(error, OSError):
+    if (configs.FOLDER / page.name).exists():
+      return f'there is no config file {page} in this folder: give --config={path.replace(str(page), page.stem)}'
     there = ', '.join(sorted(map(str, page.parent.glob('*.py')))) or f'none in {page.parent}'
     return f'the config file cannot be opened: {message.strip().splitlines()[-1].strip()}; possible: {there}'
   if 'whilst parsing config file' in message:  # ml_collections puts the whole trace into the message
@@ -277,6 +271,17 @@ def _explain(error: Exception, argv: list[str]) -> str:
   if inside:
     return f'--config={path}: {type(error).__name__}: {message} (File "{page}", line {inside[-1].lineno})'
   return (path and (_unknown_key(path, argv) or _wrong_value(path, message))) or message
+
+
+def _with_found_page(argv: list[str]) -> list[str]:
+  """The command with the path of the config's page in place of its name."""
+  argv = list(argv)
+  for at, argument in enumerate(argv):
+    if re.fullmatch('--?config', argument) and at + 1 < len(argv):
+      argv[at + 1] = configs.find(argv[at + 1])
+    elif match := re.fullmatch('(--?config=)(.*)', argument):
+      argv[at] = match[1] + configs.find(match[2])
+  return argv
 
 
 def _config_path(argv: list[str]) -> str:

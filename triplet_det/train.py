@@ -2,10 +2,8 @@
 
 import dataclasses
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
 import jax
 import numpy as np
@@ -13,17 +11,22 @@ import optax
 from absl import logging
 from clu import parameter_overview
 from etils import epath
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from triplet_det import compiler, curves, drawing, evaluate, finetune, optimizer, report, sharding, testing
-from triplet_det.checkpoints import Checkpoints, RunRecord
-from triplet_det.data import augment, doctor, doctor_report, pipeline
-from triplet_det.metric_writers import METRICS_FILE, MetricWriter, read_metrics
+from triplet_det import evaluate, report
+from triplet_det.data import doctor, doctor_report, image_files, pipeline
+from triplet_det.detection import trained_network
+from triplet_det.detection.settings import settings_for
+from triplet_det.devices import compiler, sharding
 from triplet_det.models import detector
-from triplet_det.progress import ProgressLine, duration
+from triplet_det.pictures import plots
+from triplet_det.run.checkpoints import Checkpoints, RunRecord
+from triplet_det.run.metric_writers import METRICS_FILE, MetricWriter, read_metrics
+from triplet_det.run.progress import ProgressLine, duration
+from triplet_det.run.stop_signal import stop_signal
 from triplet_det.structs import Batch
-from triplet_det.train_step import TrainState, init_state, make_train_step
+from triplet_det.training import finetune, optimizer
+from triplet_det.training.train_step import TrainState, init_state, make_train_step
 
 
 class Preempted(Exception):
@@ -59,7 +62,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
 
   # Network, optimizer, step.
   built = build_step(config, mesh, len(categories))
-  settings = testing.settings_for(config.test.to_dict(), config.image_scale)
+  settings = settings_for(config.test.to_dict(), config.image_scale)
 
   # State: the newest checkpoint, or fresh parameters.
   checkpoints = Checkpoints(workdir)
@@ -102,7 +105,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   )
 
   # Evaluation: the detector's programs are compiled once for the run.
-  tester = testing.make_detector(
+  tester = trained_network.make_detector(
     built.module,
     sharding.on_this_host(state.variables),
     settings,
@@ -129,7 +132,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
       if sharding.first_host_says(found['AP'] > checkpoints.best_metric('AP')):
         checkpoints.save_best(state.variables, dataclasses.replace(record, step=step, metrics=found))
     if is_first_host:
-      pictures = {path.stem: augment.decode_image(path.read_bytes(), path.name) for path in folder.glob('*.png')}
+      pictures = {path.stem: image_files.decode_image(path.read_bytes(), path.name) for path in folder.glob('*.png')}
       writer.write_images(step, {f'eval/{name}': pictures[name] for name in sorted(pictures)})
     # Last: an evaluation that is in the log is complete.
     writer.write_scalars(step, {f'eval/{name}': value for name, value in found.items()})
@@ -200,7 +203,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     checkpoints.close()
     writer.close()
   if is_first_host:
-    draw_curves(workdir)
+    plots.write_learning_curves(workdir, read_metrics(workdir / METRICS_FILE))
   return metrics
 
 
@@ -345,31 +348,6 @@ def report_data(config: ConfigDict, source: pipeline.Source, eval_source: pipeli
     raise ValueError('; '.join(diagnosis.fatal))
 
 
-@contextmanager
-def stop_signal() -> Iterator[Callable[[int], bool]]:
-  """Gives a function that says after a step whether SIGTERM or the first Ctrl-C has come; a second ends at once.
-
-  With several hosts JAX listens for SIGTERM (a TPU's preemption notice is one) and has all stop after the same step.
-  """
-  if jax.process_count() > 1:
-    yield multihost_utils.reached_preemption_sync_point
-    return
-  came = []
-  before = {}
-
-  def note(number, frame):
-    came.append(number)
-    signal.signal(number, before[number])
-
-  for number in (signal.SIGTERM, signal.SIGINT):
-    before[number] = signal.signal(number, note)
-  try:
-    yield lambda step: bool(came)
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
-
-
 def name_of(workdir: epath.PathLike) -> str:
   """What a run is called: the name of its folder."""
   path = epath.Path(workdir)
@@ -381,20 +359,3 @@ def logged_evaluation(workdir: epath.Path, step: int) -> dict[str, float]:
   path = workdir / METRICS_FILE
   rows = [row for row in read_metrics(path) if row['step'] == step] if path.exists() else []
   return {k.removeprefix('eval/'): value for row in rows for k, value in row.items() if k.startswith('eval/')}
-
-
-def draw_curves(workdir: epath.Path) -> None:
-  """The run's metrics.jsonl as pictures: loss.png with its terms, ap.png with AP, AP50 and AP75 if evaluated."""
-  rows = read_metrics(workdir / METRICS_FILE)
-
-  def series(prefix: str, names: list[str]) -> dict:
-    chosen = {name: [(row['step'], row[prefix + name]) for row in rows if prefix + name in row] for name in names}
-    return {name: tuple(zip(*points)) for name, points in chosen.items() if points}
-
-  terms = ['loss', 'focal_corner', 'focal_center', 'pull', 'push', 'offset']
-  for file, title, label, curve in (
-    ('loss.png', 'training loss', 'loss', series('train/', terms)),
-    ('ap.png', 'validation AP', 'AP', series('eval/', ['AP', 'AP50', 'AP75'])),
-  ):
-    if curve:
-      drawing.save_png(workdir / file, curves.plot_curves(curve, title, 'step', label))

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from scripts.runs import flat
-from scripts.side_by_side import Row, Table, number
+from scripts.paper.side_by_side import Row, Table, number
+from scripts.paper.table_runs import flat
 from scripts.timing.quiet_pairs import Turns
-from triplet_det import evaluate, inference
+from triplet_det import evaluate
+from triplet_det.detection.settings import Settings
 
 OURS, TORCH, GEMM = 'ours', 'torch', 'GEMM'
 SLOWER = 1.03
@@ -81,7 +82,7 @@ def plain_table(name: str, title: str, rows: Sequence[Row], settings: Mapping, n
 
 def origin(settings: Mapping) -> dict[str, object]:
   """Flat: machine, versions, commit and settings of a measurement."""
-  about = evaluate.fingerprint(inference.Settings(), machine=_machine())
+  about = evaluate.fingerprint(Settings(), machine=_machine())
   about['settings'] = dict(settings)
   del about['test']  # what of it matters is among the settings
   about['versions'] |= {'python': platform.python_version()}

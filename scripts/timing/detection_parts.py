@@ -12,16 +12,19 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from triplet_det import checkpoints, compiler, inference, roofline, testing
+from triplet_det.detection import inference, trained_network
+from triplet_det.detection.settings import PUBLISHED_CENTERNET, PUBLISHED_CORNERNET, Settings
+from triplet_det.devices import compiler, roofline
 from triplet_det.models import detector
+from triplet_det.run import checkpoints
 from triplet_det.structs import Detections, KeypointMaps
 
 PARTS = ('network', 'decoding', 'post-processing', 'whole image')
 NETWORKS = {'cornernet': 'CornerNet', 'centernet': 'CenterNet'}
 SIZES = {'tiny': 127, '52': 511, '104': 511}  # pixels
-SOUND = inference.Settings()
+SOUND = Settings()
 SETTINGS = {
-  'published': {'cornernet': inference.PUBLISHED_CORNERNET, 'centernet': inference.PUBLISHED_CENTERNET},
+  'published': {'cornernet': PUBLISHED_CORNERNET, 'centernet': PUBLISHED_CENTERNET},
   'sound': {'cornernet': dataclasses.replace(SOUND, top_k=100, outside_margin=None), 'centernet': SOUND},
 }
 
@@ -62,13 +65,13 @@ def weights(name: str, folder: Path) -> tuple[detector.Detector, dict]:
 
 def folded(module: detector.Detector, variables: Mapping) -> tuple[detector.Detector, dict]:
   """The network that detection runs, and its variables on the device."""
-  module, variables = testing.folded(module, variables)
+  module, variables = trained_network.folded(module, variables)
   return module, jax.device_put(variables)
 
 
 def last_stack(module: detector.Detector) -> Callable[..., KeypointMaps]:
-  """As `testing.make_detector` runs it on the first device."""
-  return testing.suited(testing.last_stack(module), jax.devices()[:1])
+  """As `trained_network.make_detector` runs it on the first device."""
+  return trained_network.suited(trained_network.last_stack(module), jax.devices()[:1])
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -98,7 +101,7 @@ def network_flops(model: Mapping, height: int, width: int, *, images: int = 2, t
 
 
 def compile_parts(
-  module: detector.Detector, variables: Mapping, settings: inference.Settings, image: np.ndarray, *, objects: bool
+  module: detector.Detector, variables: Mapping, settings: Settings, image: np.ndarray, *, objects: bool
 ) -> CompiledParts:
   """The parts of detection on one image at the first scale of the settings.
 
@@ -150,7 +153,7 @@ def compile_parts(
 
 
 def compile_decoding(
-  settings: inference.Settings, height: int, width: int, num_classes: int, *, centers: bool
+  settings: Settings, height: int, width: int, num_classes: int, *, centers: bool
 ) -> Callable[[], Detections]:
   """All that follows the network on an image of this size, from maps on the device to boxes on the host."""
   canvases, placement = inference.place_batch([noise(height, width)], settings.scales[0], settings, 1)

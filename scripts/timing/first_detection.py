@@ -16,7 +16,7 @@ def main() -> None:
   import numpy as np
   from absl import flags
 
-  from triplet_det import loading, testing  # noqa: F401, `load` would import the network's code later
+  from triplet_det.detection import loading, trained_network  # noqa: F401, `load` would import the network's code later
   from triplet_det.models import detector  # noqa: F401
 
   flags.FLAGS.mark_as_parsed()

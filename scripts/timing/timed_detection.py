@@ -8,14 +8,14 @@ from pathlib import Path
 
 import jax
 
-from scripts.side_by_side import Table
+from scripts.paper.side_by_side import Table
 from scripts.timing import detection_parts, quiet_pairs
 from scripts.timing.benchmark_table import GEMM, OURS, TORCH, timed_row, timed_table
 from scripts.timing.detection_parts import NETWORKS, PARTS, SETTINGS, SIZES
 from scripts.timing.own_process import OwnProcess
 from scripts.timing.quiet_pairs import Arm
-from triplet_det import inference
-from triplet_det.data import augment
+from triplet_det.data import image_files
+from triplet_det.detection import inference
 from triplet_det.export import parse_size
 
 MB = 1e6
@@ -182,7 +182,7 @@ def image(arguments: argparse.Namespace, measure: Mapping) -> Table:
   """A whole image, from pixels in host memory to boxes, and its parts from inputs that are ready."""
   picture = detection_parts.noise(*arguments.size)
   if arguments.image:
-    picture = augment.decode_image(arguments.image.read_bytes(), str(arguments.image))
+    picture = image_files.decode_image(arguments.image.read_bytes(), str(arguments.image))
   settings = dataclasses.replace(
     SETTINGS[arguments.settings][arguments.detector], scales=(arguments.scale,), center_scale=arguments.scale
   )

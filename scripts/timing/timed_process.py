@@ -14,16 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.side_by_side import Row, Table
+from scripts.paper.side_by_side import Row, Table
 from scripts.timing import detection_parts, quiet_pairs
 from scripts.timing.benchmark_table import GEMM, OURS, plain_table, timed_row, timed_table
 from scripts.timing.detection_parts import NETWORKS, SIZES, SOUND
 from scripts.timing.own_process import ROOT, memory
 from scripts.timing.quiet_pairs import Arm
 from scripts.timing.timed_detection import MB, add_network_arguments
-from triplet_det import checkpoints, inference, testing
 from triplet_det.categories import CategoryTable
-from triplet_det.data.annotations import read_annotations
+from triplet_det.data.layouts.coco_json import read_annotations
+from triplet_det.detection import inference, trained_network
+from triplet_det.run import checkpoints
 
 SETTLED = 100  # images after which memory should not grow any more
 
@@ -93,7 +94,7 @@ def resident(arguments: argparse.Namespace, _: Mapping) -> Table:
     raise ValueError(f'growth takes at least 2 images, got {arguments.images}')
   sizes = _sizes(arguments)
   network = detection_parts.random_weights(detection_parts.model_of(arguments.detector, arguments.hg))
-  detector = testing.make_detector(*network, SOUND, batch_size=1)
+  detector = trained_network.make_detector(*network, SOUND, batch_size=1)
   settled = min(SETTLED, arguments.images // 2)
   held = {}
   for number in range(1, arguments.images + 1):

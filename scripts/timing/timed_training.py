@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from configs import triplet
-from scripts.side_by_side import Table
+from scripts.paper.side_by_side import Table
 from scripts.timing import detection_parts, quiet_pairs
 from scripts.timing.benchmark_table import GEMM, OURS, TORCH, timed_row, timed_table
 from scripts.timing.detection_parts import NETWORKS
 from scripts.timing.quiet_pairs import Arm
 from scripts.timing.timed_detection import add_network_arguments, add_twin_arguments, against_twin, model_and_side
-from triplet_det import compiler, sharding, train
+from triplet_det import train
+from triplet_det.configs import triplet
 from triplet_det.data import pipeline
+from triplet_det.devices import compiler, sharding
 from triplet_det.structs import Batch
 
 KB = 1e3

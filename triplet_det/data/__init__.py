@@ -1,1 +1,1 @@
-"""Data: sources, host-side augmentation and the input pipeline (free of JAX)."""
+"""Data, free of JAX: sources and label layouts, augmentation on the host, batches, and the doctor who examines them."""

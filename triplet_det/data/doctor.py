@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from triplet_det.categories import CategoryTable
-from triplet_det.data import augment
+from triplet_det.data import image_files
 from triplet_det.data.annotations import Annotations
 from triplet_det.data.pipeline import Source
 
@@ -160,7 +160,7 @@ def read_every_image(source: Source, progress: Callable[[int], None], *, num_thr
     name = names[index]
     try:
       record = source[index]
-      augment.decode_image(record.encoded, record.file_name, size=record.size)
+      image_files.decode_image(record.encoded, record.file_name, size=record.size)
     except (OSError, ValueError) as error:
       return name, '', str(error)
     return name, hashlib.md5(record.encoded).hexdigest(), ''

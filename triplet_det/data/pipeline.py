@@ -15,9 +15,9 @@ import numpy as np
 from absl import logging
 
 from triplet_det.categories import CategoryTable
-from triplet_det.data import augment, shapes
+from triplet_det.data import augmentation, image_files, shapes_dataset
 from triplet_det.data.annotations import Annotations
-from triplet_det.data.coco import JsonSource, Record, TfdsSource
+from triplet_det.data.sources import JsonSource, Record, TfdsSource
 
 
 class Source(Protocol):
@@ -39,7 +39,7 @@ class Source(Protocol):
 _FORMATS: Mapping[str, Callable[..., Source]] = {
   'coco_json': JsonSource,
   'tfds': TfdsSource,
-  'shapes': shapes.open_split,
+  'shapes': shapes_dataset.open_split,
 }
 
 
@@ -85,12 +85,12 @@ class _Augment(grain.transforms.RandomMap):
     self._train_on_crowd = train_on_crowd
 
   def random_map(self, element: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    image = augment.decode_image(element.encoded, element.file_name, size=element.size)
+    image = image_files.decode_image(element.encoded, element.file_name, size=element.size)
     height, width = image.shape[:2]
     keep = ~element.crowd | self._train_on_crowd
     boxes = element.boxes[keep] * np.array([width, height, width, height], np.float64)
-    draws = augment.draw(rng, height, width, **self._draw)
-    example = augment.apply(image, boxes, element.classes[keep], draws, self._input_size)
+    draws = augmentation.draw(rng, height, width, **self._draw)
+    example = augmentation.apply(image, boxes, element.classes[keep], draws, self._input_size)
     if len(example.boxes) > self._max_objects:
       logging.log_first_n(
         logging.WARNING,
@@ -100,7 +100,7 @@ class _Augment(grain.transforms.RandomMap):
         len(example.boxes),
         self._max_objects,
       )
-    boxes, classes, valid = augment.pad(example, self._max_objects)
+    boxes, classes, valid = augmentation.pad(example, self._max_objects)
     return dict(images=example.image, boxes=boxes, classes=classes, valid=valid)
 
 
@@ -116,7 +116,7 @@ def train_batches(
   prefetch: int = 4,
   host_index: int = 0,
   host_count: int = 1,
-  scales: Sequence[float] = augment.SCALES,
+  scales: Sequence[float] = augmentation.SCALES,
   border: int = 128,
   flip: bool = True,
   max_objects: int = 128,
@@ -134,7 +134,7 @@ def train_batches(
     num_threads: threads in each process.
     prefetch: batches that each process makes in advance.
     host_index, host_count: this host's share; see the head of this file.
-    scales, border, flip: `augment.draw`.
+    scales, border, flip: `augmentation.draw`.
     max_objects: N, slots per image; the N largest objects stay (the published program ends at the 129th object).
     train_on_crowd: quirk: the published programs take a crowd box for one object (True); False leaves crowds out.
 
@@ -187,7 +187,7 @@ def load_images(
 
   def load(index: int) -> tuple[int, Record, np.ndarray]:
     record = source[index]
-    return index, record, augment.decode_image(record.encoded, record.file_name, size=record.size)
+    return index, record, image_files.decode_image(record.encoded, record.file_name, size=record.size)
 
   pool = concurrent.futures.ThreadPoolExecutor(num_threads)
   waiting: collections.deque[concurrent.futures.Future] = collections.deque()

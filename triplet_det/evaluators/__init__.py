@@ -1,1 +1,1 @@
-"""Metrics: each module has `evaluate(ground_truth, detections) -> dict[str, float]`."""
+"""Metrics (Sec. 4): each module has `evaluate(ground_truth, detections) -> dict[str, float]`, or says which images."""

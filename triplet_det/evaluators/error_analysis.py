@@ -24,11 +24,12 @@ import numpy as np
 from absl import logging
 from flax import struct
 
-from triplet_det import inference
-from triplet_det.canvas import Placement, canvas_size
 from triplet_det.data import pipeline
-from triplet_det.evaluators import coco_ap, coco_results
-from triplet_det.progress import ProgressLine
+from triplet_det.detection import coco_results, inference
+from triplet_det.detection.canvas import Placement, canvas_size
+from triplet_det.detection.settings import Settings
+from triplet_det.evaluators import coco_ap
+from triplet_det.run.progress import ProgressLine
 from triplet_det.structs import Detections, KeypointMaps, Pairs
 
 OUTPUTS = ('centers', 'corners', 'embeddings', 'offsets')  # of the network; 'centers' are their heat and offsets
@@ -51,7 +52,7 @@ class Truth:
 def analyse(
   module,
   variables: Mapping,
-  settings: inference.Settings,
+  settings: Settings,
   source: pipeline.Source,
   *,
   batch_size: int,
@@ -131,7 +132,7 @@ class _Programs:
   argument of the latter.
   """
 
-  def __init__(self, module, variables, settings: inference.Settings, sharding, *, slots: int):
+  def __init__(self, module, variables, settings: Settings, sharding, *, slots: int):
     mesh_wide = sharding and jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
     self._variables = jax.device_put(variables, mesh_wide)
     self._settings, self._sharding, self._slots = settings, sharding, slots
@@ -183,7 +184,7 @@ def truth_on_canvases(
 
 
 def true_maps(
-  truth: Truth, maps: KeypointMaps, settings: inference.Settings, canvas: tuple[int, int]
+  truth: Truth, maps: KeypointMaps, settings: Settings, canvas: tuple[int, int]
 ) -> tuple[KeypointMaps, jax.Array]:
   """Maps that would have been right, in the order of `inference.network_input`, NaN where there is no truth.
 

@@ -1,1 +1,1 @@
-"""The network: stem, hourglass stacks, pooling modules and output branches (Sec. 3.2-3.3)."""
+"""The network (Sec. 3.2, 3.3): hourglasses, the poolings of corners and centers, output branches; PyTorch weights."""

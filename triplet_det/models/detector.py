@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from triplet_det.models.conv import ConvBlock, Numerics, Residual
 from triplet_det.models.heads import Branch
 from triplet_det.models.hourglass import Hourglass, Stem
+from triplet_det.models.layers import ConvBlock, Numerics, Residual
 from triplet_det.models.pooling import CascadeCornerPooling, CenterPooling, CornerPooling
 from triplet_det.structs import KeypointMaps
 
@@ -78,7 +78,7 @@ class Detector(nn.Module):
   """images [B, H, W, 3] normalised -> one KeypointMaps per supervised stack, (H + 1) / 4 by (W + 1) / 4 cells."""
 
   config: DetectorConfig
-  norm_folded: bool = False  # with the variables of `conv.fold_norms`, for testing
+  norm_folded: bool = False  # with the variables of `layers.fold_norms`, for testing
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> list[KeypointMaps]:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from triplet_det.models.conv import Conv, Numerics
+from triplet_det.models.layers import Conv, Numerics
 
 # Initial bias of a heatmap: every cell starts at probability 0.1, so that the first focal losses are tame.
 HEAT_BIAS = -2.19

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from triplet_det.models.conv import ConvBlock, Numerics, Residual
+from triplet_det.models.layers import ConvBlock, Numerics, Residual
 
 
 def upsample(x: jax.Array) -> jax.Array:

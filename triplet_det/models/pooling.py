@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from triplet_det.models.conv import Conv, ConvBlock, Numerics
+from triplet_det.models.layers import Conv, ConvBlock, Numerics
 
 HEIGHT, WIDTH = 1, 2  # axes of [B, H, W, C]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from etils import epath
 
-from triplet_det.metric_writers import METRICS_FILE, read_metrics
+from triplet_det.run.metric_writers import METRICS_FILE, read_metrics
 
 
 @dataclasses.dataclass(frozen=True)

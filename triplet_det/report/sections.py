@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
 from triplet_det.report.charts import Curve, line_chart
-from triplet_det.report.pictures import show_pictures
+from triplet_det.report.gallery import show_pictures
 from triplet_det.report.run_folder import Curves, Evaluation, Run, read_curves, read_error_analysis, read_gallery
 from triplet_det.report.tables import flat, metric_table, number, sentence, symbol, table, values_table
 

@@ -1,0 +1,177 @@
+"""Is a killed run as good as one that nothing interrupted? Kills a tiny training again and again and compares its log.
+
+  python scripts/checks/kill_test.py --out /tmp/kill_test            # 20 kills, about 10 minutes on 2 CPU cores
+
+SIGKILL comes at random moments of the start, of the steps and of the saves (every third step is saved); then the same
+command is started again. Every line of metrics.jsonl must be that of the uninterrupted run, to the bit. Prints a row
+per kill, at the end how many were corrupted, and ends with exit code 1 if any was.
+"""
+
+import argparse
+import dataclasses
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 120
+OVERRIDES = {
+  'total_steps': STEPS,
+  'log_every': 1,
+  'checkpoint_every': 3,
+  'eval_every': STEPS // 2,
+  'batch_size': 4,
+  'eval_batch_size': 4,
+  'input_size': 31,
+  'augment.border': 16,
+  'model.dims': (8, 8),
+  'model.blocks': (1, 1),
+  'model.stem_width': 8,
+  'model.head_width': 8,
+  'model.pool_width': 8,
+}
+SECONDS, SECONDS_OF_A_SAVE = 8.0, 0.1  # in which a kill comes, after the start or the first step; and within a save
+
+
+@dataclasses.dataclass
+class Kill:
+  """What a row of the table says; the last two are known once the run was started again."""
+
+  number: int
+  step: int  # the last one in the log
+  in_save: bool
+  resumed: int | None = None
+  equal: bool | None = None
+
+  def __str__(self) -> str:
+    values = (self.number, self.step, 'yes' if self.in_save else 'no', self.resumed, 'yes' if self.equal else 'NO')
+    return ''.join(f'{value!s:>14}' for value in values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Life:
+  """One process of a run, from its start to its death."""
+
+  process: subprocess.Popen
+  workdir: Path
+  text: Path  # what it says
+  born: float
+
+  def said(self) -> str:
+    return self.text.read_text()
+
+  def is_saving(self) -> bool:
+    """Whether there is an unfinished save of this process; those of killed ones lie about until the next save."""
+    for folder in (self.workdir / 'checkpoints').glob('*tmp*'):
+      try:
+        if folder.stat().st_mtime > self.born:
+          return True
+      except FileNotFoundError:  # finished in between
+        continue
+    return False
+
+  def kill(self, part: str, draw: random.Random) -> bool:
+    """SIGKILL at a random moment of the start, of the steps, or of a save; False if the process had ended before."""
+    if part != 'start':
+      self.wait_for(lambda: 'train  step' in self.said())
+    time.sleep(draw.uniform(0, SECONDS))
+    if part == 'save':
+      self.wait_for(self.is_saving)
+      time.sleep(draw.uniform(0, SECONDS_OF_A_SAVE))
+    self.process.kill()
+    return self.process.wait() < 0
+
+  def wait_for(self, condition: Callable[[], bool]) -> None:
+    """Returns when it holds, or the process has ended."""
+    while not condition() and self.process.poll() is None:
+      time.sleep(0.001)
+
+
+def start(workdir: Path, life: int) -> Life:
+  """The command that a user would type again and again."""
+  out = workdir.parent
+  data = {f'data.{split}.data_dir': out / 'data' for split in ('train', 'eval')}
+  counts = {f'data.{s}.{n}_images': 8 for s in ('train', 'eval') for n in ('train', 'validation')}
+  command = [sys.executable, '-m', 'triplet_det.main', '--config=configs/shapes.py', f'--workdir={workdir}']
+  command += [f'--compilation_cache={out / "compiled"}']
+  command += [f'--config.{name}={value}' for name, value in (OVERRIDES | data | counts).items()]
+  text = out / f'{workdir.name}_{life}.txt'
+  with open(text, 'w') as output:
+    born = time.time()
+    process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+  return Life(process, workdir, text, born)
+
+
+def log_lines(workdir: Path) -> list[str]:
+  """Those that are complete, as they are."""
+  path = workdir / 'metrics.jsonl'
+  return path.read_text().split('\n')[:-1] if path.exists() else []
+
+
+def last_step(lines: list[str]) -> int:
+  return int(re.match(r'{"step": (\d+)', lines[-1])[1]) if lines else 0
+
+
+def killed_run(workdir: Path, expected: list[str], draw: random.Random, numbers: range) -> Iterator[Kill]:
+  """A run that is killed up to `len(numbers)` times and started again until it is done.
+
+  Raises:
+    SystemExit: a start after a kill ended with an error.
+  """
+  open_kills, numbers, life_number = [], list(numbers), 0
+  while True:
+    life = start(workdir, life_number)
+    life_number += 1
+    part = draw.choice(('start', 'steps', 'steps', 'save', 'save'))
+    was_killed = bool(numbers) and life.kill(part, draw)
+    code, lines = life.process.wait(), log_lines(workdir)
+    if code and not was_killed:
+      sys.exit(f'error: after {numbers[0] - 1 if numbers else "all"} kills the run ended with {code}:\n{life.said()}')
+    if continued := re.search(r'(?:starting|continuing) at step (\d+)', life.said()):
+      for kill in open_kills:
+        kill.resumed = int(continued[1])
+        kill.equal = lines == (expected[: len(lines)] if was_killed else expected)
+        yield kill
+      open_kills = []
+    if not was_killed:
+      return
+    open_kills.append(Kill(numbers.pop(0), last_step(lines), life.is_saving()))
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--out', type=Path, required=True, help='folder for the runs; must not exist')
+  parser.add_argument('--kills', type=int, default=20, help='how many (default %(default)s)')
+  parser.add_argument('--seed', type=int, default=0, help='of the moments (default %(default)s)')
+  arguments = parser.parse_args()
+  if arguments.out.exists():
+    parser.error(f'{arguments.out} is there already: the runs must start from nothing')
+  out = arguments.out.resolve()
+  out.mkdir(parents=True)
+  print(f'the uninterrupted run, {STEPS} steps ...', flush=True)
+  reference = start(out / 'reference', 0)
+  if code := reference.process.wait():
+    sys.exit(f'error: it ended with {code}:\n{reference.said()}')
+  expected = log_lines(out / 'reference')
+
+  print(
+    ''.join(f'{title:>14}' for title in ('kill', 'step at death', 'in a save', 'resumed from', 'equal')), flush=True
+  )
+  draw, kills, runs = random.Random(arguments.seed), [], 0
+  while len(kills) < arguments.kills:
+    runs += 1
+    for kill in killed_run(out / f'run_{runs}', expected, draw, range(len(kills) + 1, arguments.kills + 1)):
+      print(kill, flush=True)
+      kills.append(kill)
+  corrupted = sum(not kill.equal for kill in kills)
+  in_saves = sum(kill.in_save for kill in kills)
+  print(f'{len(kills)} kills, {corrupted} corrupted ({in_saves} in a save; {runs} runs of {len(expected)} lines)')
+  sys.exit(bool(corrupted))
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,189 @@
+"""Many images: a killed run continues, several processes share the work, frames of videos are images."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.tiny_detector import CATEGORIES, Colours, stand_in
+from triplet_det import predict
+from triplet_det.pictures import video
+from triplet_det.prediction import over_files
+from triplet_det.prediction.merge_parts import merge
+from triplet_det.prediction.parts_on_disk import Shard
+
+FRAMES = 11
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+  """Two images, a video, an image that is broken, an image."""
+  folder = tmp_path_factory.mktemp('files')
+  rng = np.random.default_rng(0)
+  for name in ('a.png', 'b.png', 'd.png'):
+    cv2.imwrite(str(folder / name), rng.integers(0, 256, (30, 41, 3), np.uint8))
+  (folder / 'c.jpg').write_bytes(b'\xff\xd8 no image')
+  frames = [np.full((49, 64, 3), (20 * i, 250 - 20 * i, 60), np.uint8) for i in range(FRAMES)]
+  video.write_video(folder / 'v.mp4', frames, 12.5)
+  return [folder / name for name in ('a.png', 'b.png', 'v.mp4', 'c.jpg', 'd.png')]
+
+
+def results(out: Path) -> dict[str, list]:
+  return {path.name: json.loads(path.read_text()) for path in out.glob('*.json')}
+
+
+@pytest.fixture(scope='module')
+def at_once(files, tmp_path_factory):
+  out = tmp_path_factory.mktemp('at_once')
+  outcome = over_files.predict(stand_in(), files, out, threshold=0.5, coco=True)
+  assert outcome.images == outcome.summary.images == 3 + FRAMES
+  assert (
+    list(outcome.summary.left_out) == [str(files[3])] and 'is not an image' in outcome.summary.left_out[str(files[3])]
+  )
+  assert not (out / 'parts').exists()
+  return out
+
+
+def test_rows_are_in_the_order_of_files_and_frames(at_once, files):
+  plain, coco = results(at_once)['detections.json'], results(at_once)['coco_results.json']
+  expected = [(f.name, None) for f in files[:2]] + [('v.mp4', i) for i in range(FRAMES)] + [('d.png', None)]
+  assert [(Path(row['image']).name, row.get('frame')) for row in plain] == expected
+  # The position: two images, the frames, and the broken file's place stays empty.
+  assert [row['image_id'] for row in plain] == [0, 1, *range(2, 2 + FRAMES), 3 + FRAMES]
+  assert len(coco) == 3 * len(plain)  # all scores
+  finder, boxes = Colours(), 0
+  for position, row in enumerate(plain):
+    image = predict.read_image(row['image']) if 'frame' not in row else dict(video.read_frames(files[2]))[row['frame']]
+    wanted = finder.find(image)
+    above = int((wanted.scores > 0.5).sum())
+    boxes += above
+    assert [one['name'] for one in row['detections']] == ['cat', 'cow', 'dog'][:above]
+    mine = coco[3 * position : 3 * position + 3]
+    assert [one['image_id'] for one in mine] == [row['image_id']] * 3
+    assert [one['category_id'] for one in mine] == [7, 12, 9]
+    np.testing.assert_array_equal(np.float32([one['score'] for one in mine]), wanted.scores)
+  assert boxes and boxes == sum(len(row['detections']) for row in plain)
+
+
+def test_videos_are_drawn(at_once, files):
+  pictures = dict(video.read_frames(at_once / 'v.mp4'))
+  assert len(pictures) == FRAMES and video.frame_rate(at_once / 'v.mp4') == 12.5
+  frames = dict(video.read_frames(files[2]))
+  assert frames[0].shape == (48, 64, 3)  # an odd line is cut
+  _, blue_first = cv2.VideoCapture(str(files[2])).read()
+  np.testing.assert_allclose(blue_first.mean((0, 1)), (60, 250, 0), atol=6)
+  loaded = stand_in()
+  for i in (0, 5, FRAMES - 1):
+    np.testing.assert_allclose(frames[i].mean((0, 1)), (20 * i, 250 - 20 * i, 60), atol=6)  # lossy
+    expected = loaded.wrap(loaded.tester.find(frames[i])).draw(frames[i], threshold=0.5)
+    assert pictures[i].shape == expected.shape
+    assert np.abs(pictures[i].astype(int) - expected).mean() < 6
+  assert sorted(path.name for path in at_once.glob('*.png')) == ['a.png', 'b.png', 'd.png']
+
+
+@pytest.mark.parametrize('killed_after', [0, 4, 8])
+@pytest.mark.parametrize('cut', [0, 7])
+def test_a_killed_run_continues(at_once, files, tmp_path, killed_after, cut):
+  killed = stand_in(killed_after=killed_after)
+  with pytest.raises(KeyboardInterrupt):
+    over_files.predict(killed, files, tmp_path, threshold=0.5, coco=True)
+  assert not (tmp_path / 'detections.json').exists()
+  part = tmp_path / 'parts' / 'part_1_of_1.jsonl'
+  content = part.read_bytes()
+  part.write_bytes(content[: len(content) - cut])  # the last line did not reach the disk
+  again = stand_in()
+  outcome = over_files.predict(again, files, tmp_path, threshold=0.5, coco=True)
+  repeated = set(again.tester.seen) & set(killed.tester.seen)
+  assert len(repeated) == (1 if cut and killed_after else 0)
+  assert outcome.images == 3 + FRAMES - killed_after + len(repeated)
+  assert results(tmp_path) == results(at_once)
+
+
+@pytest.mark.parametrize('count', [2, 5])
+def test_shards_share_the_work(at_once, files, tmp_path, count):
+  seen = []
+  for index in range(count, 0, -1):
+    loaded = stand_in()
+    outcome = over_files.predict(loaded, files, tmp_path, threshold=0.5, coco=True, shard=Shard(index, count))
+    assert outcome.images == outcome.summary.images == len(loaded.tester.seen)
+    seen += loaded.tester.seen
+    if index > 1:
+      with pytest.raises(ValueError, match=f'{index - 1} of {count} parts are missing: part_1_of_{count}'):
+        merge(tmp_path)
+  assert len(seen) == len(set(seen)) == 3 + FRAMES
+  summary = merge(tmp_path)
+  assert results(tmp_path) == results(at_once)
+  assert (tmp_path / 'v.mp4').stat().st_size == (at_once / 'v.mp4').stat().st_size
+  assert (summary.images, list(summary.left_out)) == (3 + FRAMES, [str(files[3])])
+  # A shard that is complete is left as it is.
+  again = stand_in()
+  outcome = over_files.predict(again, files, tmp_path, threshold=0.5, coco=True, shard=Shard(1, count))
+  assert outcome.images == 0 and not again.tester.seen
+
+
+def test_parts_of_other_runs_are_refused(files, tmp_path):
+  options = dict(threshold=0.5, draw=False)
+  with pytest.raises(FileNotFoundError, match='--shard first'):
+    merge(tmp_path)
+  over_files.predict(stand_in(), files[:2], tmp_path, **options, shard=Shard(1, 2))
+  with pytest.raises(ValueError, match=r'threshold 0.5 there, 0.4 now.*Give another --out'):
+    over_files.predict(stand_in(), files[:2], tmp_path, threshold=0.4, draw=False, shard=Shard(1, 2))
+  with pytest.raises(ValueError, match='files 2 there, 1 now'):
+    over_files.predict(stand_in(), files[:1], tmp_path, **options, shard=Shard(1, 2))
+  other = stand_in()
+  other.tester.settings = dataclasses.replace(other.tester.settings, mirror=False)
+  with pytest.raises(ValueError, match=r"test .*'mirror': True"):
+    over_files.predict(other, files[:2], tmp_path, **options, shard=Shard(1, 2))
+  with pytest.raises(KeyboardInterrupt):
+    over_files.predict(stand_in(killed_after=0), files[:2], tmp_path, **options, shard=Shard(2, 2))
+  with pytest.raises(ValueError, match='not complete are part_2_of_2'):
+    merge(tmp_path)
+  over_files.predict(stand_in(), files[:2], tmp_path, **options, shard=Shard(3, 3))
+  with pytest.raises(ValueError, match='runs in 2 and 3 shards'):
+    merge(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'), [('0/4', 'from 1, 1/4 is the first'), ('5/4', 'shard 5/4'), ('3', 'third of sixteen is 3/16')]
+)
+def test_shards_are_counted_from_one(text, message):
+  assert Shard.parse('3/16') == Shard(3, 16)
+  with pytest.raises(ValueError, match=message):
+    Shard.parse(text)
+
+
+def test_ids_of_an_annotation_file(files, tmp_path):
+  images = [dict(id=41, file_name='a.png'), dict(id=17, file_name=f'{files[0].parent.name}/d.png')]
+  images.append(dict(id=99, file_name='d.png'))  # the longer name goes first
+  content = dict(images=images, categories=[dict(id=i, name=n) for i, n in ((3, 'cow'), (1, 'cat'), (2, 'dog'))])
+  (tmp_path / 'known.json').write_text(json.dumps(content))
+  chosen = [files[4], files[0]]
+  options = dict(threshold=0.5, draw=False)
+  over_files.predict(stand_in(), chosen, tmp_path, **options, annotations=tmp_path / 'known.json')
+  rows = results(tmp_path)['coco_results.json']
+  assert [row['image_id'] for row in rows] == [17] * 3 + [41] * 3
+  assert [row['category_id'] for row in rows] == [1, 3, 2] * 2
+  with pytest.raises(ValueError, match=r'1 of 2 files are not among the 3 images .*b\.png'):
+    over_files.predict(stand_in(), files[:2], tmp_path, **options, annotations=tmp_path / 'known.json')
+  content['categories'].pop()
+  (tmp_path / 'known.json').write_text(json.dumps(content))
+  with pytest.raises(ValueError, match='lacks 1 of the 3 classes of the detector: dog'):
+    over_files.predict(stand_in(), chosen, tmp_path, **options, annotations=tmp_path / 'known.json')
+  (tmp_path / 'known.json').write_text('[]')
+  with pytest.raises(ValueError, match='is not a COCO JSON'):
+    over_files.predict(stand_in(), chosen, tmp_path, **options, annotations=tmp_path / 'known.json')
+  with pytest.raises(FileNotFoundError, match='no annotations'):
+    over_files.predict(stand_in(), chosen, tmp_path, **options, annotations=tmp_path / 'unknown.json')
+  assert stand_in().categories == CATEGORIES
+
+
+def test_a_broken_video_is_left_out(tmp_path):
+  (tmp_path / 'v.mp4').write_bytes(b'no video')
+  outcome = over_files.predict(stand_in(), [tmp_path / 'v.mp4'], tmp_path / 'out', threshold=0.5)
+  assert outcome.summary.images == 0 and 'OpenCV' in outcome.summary.left_out[str(tmp_path / 'v.mp4')]
+  assert results(tmp_path / 'out')['detections.json'] == []
+  with pytest.raises(ValueError, match='no images to write'):
+    video.write_video(tmp_path / 'w.mp4', [], 25.0)

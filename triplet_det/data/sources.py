@@ -1,0 +1,279 @@
+"""Detection data sets by random access: a folder with a COCO JSON, or a data set prepared by TFDS.
+
+Both sources give the same records in the same order (see `Annotations.in_tfds_order`), to the bit.
+Ground truth for evaluation always comes from the JSON, because TFDS truncates `area`.
+"""
+
+import dataclasses
+import functools
+import posixpath
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from etils import epath
+
+from triplet_det.categories import COCO, CategoryTable
+from triplet_det.data.annotations import Annotations
+from triplet_det.data.layouts.coco_json import read_annotations, read_ground_truth
+
+PREPARE_HINT = 'python scripts/prepare_coco.py --coco DIR --data_dir OUT'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Record:
+  """One image, still encoded, and its n boxes.
+
+  Attributes:
+    encoded: the bytes of the image file.
+    image_id: the data set's id.
+    file_name: for messages and results.
+    boxes: [n, 4] float32 x1 y1 x2 y2, fractions of width and height in [0, 1], not empty.
+    classes: [n] int32 class indices.
+    crowd: [n] bool, True for a box around a group of objects.
+    size: (height, width) that the annotations claim, pixels; None if the source does not know it.
+  """
+
+  encoded: bytes
+  image_id: int
+  file_name: str
+  boxes: np.ndarray
+  classes: np.ndarray
+  crowd: np.ndarray
+  size: tuple[int, int] | None = None
+
+
+class _FromJson:
+  """What both sources read off the COCO JSON, `_annotations` of the subclass; lists are in the order of the records."""
+
+  _annotations: Annotations
+  _require_boxes: bool
+
+  @property
+  def image_ids(self) -> list[int]:
+    """Image ids in the order of the records."""
+    return self._annotations.image_ids.tolist()
+
+  @property
+  def image_sizes(self) -> list[tuple[int, int]]:
+    """(height, width) of the images in the order of the records, pixels."""
+    return [tuple(size) for size in self._annotations.image_sizes.tolist()]
+
+  @property
+  def file_names(self) -> list[str]:
+    """File names in the order of the records."""
+    return list(self._annotations.file_names)
+
+  @property
+  def annotations(self) -> Annotations:
+    """The boxes of all images, in the order of the records."""
+    return self._annotations
+
+  @property
+  def report(self) -> dict[str, int]:
+    """Counts of images, boxes and repairs."""
+    return self._annotations.report
+
+  @functools.cached_property
+  def ground_truth(self) -> dict:
+    """The COCO dictionary for pycocotools."""
+    return read_ground_truth(self._annotations.path, require_boxes=self._require_boxes)
+
+
+class JsonSource(_FromJson):
+  """A folder of images and a COCO JSON.
+
+  Args:
+    images: the folder (local or gs://); `file_name`s of the JSON are relative to it.
+    annotations: the JSON.
+    split: name of the split; the order of the records depends on it, as it does in TFDS.
+    require_boxes: False accepts a test set without annotations.
+
+  Raises:
+    FileNotFoundError: folder, JSON or image files are missing.
+    ValueError: the JSON is not sound (`read_annotations`).
+  """
+
+  def __init__(
+    self, images: epath.PathLike, annotations: epath.PathLike, split: str = 'train', *, require_boxes: bool = True
+  ):
+    self.split = split
+    self._images = epath.Path(images).expanduser()
+    self._require_boxes = require_boxes
+    self._annotations = read_annotations(annotations, require_boxes=require_boxes).in_tfds_order(split)
+    check_files(self._images, self._annotations)
+    log_report(self._annotations, split)
+
+  def __len__(self) -> int:
+    return len(self._annotations)
+
+  def __getitem__(self, index: int) -> Record:
+    known = self._annotations
+    rows = known.rows(index)
+    height, width = known.image_sizes[index]
+    return Record(
+      encoded=(self._images / known.file_names[index]).read_bytes(),
+      image_id=int(known.image_ids[index]),
+      file_name=known.file_names[index],
+      boxes=known.boxes[rows],
+      classes=known.classes[rows],
+      crowd=known.crowd[rows],
+      size=(int(height), int(width)),
+    )
+
+  def __getstate__(self) -> dict:
+    # Workers need the arrays, not the parsed JSON.
+    return {key: value for key, value in self.__dict__.items() if key != 'ground_truth'}
+
+  @property
+  def categories(self) -> CategoryTable:
+    return self._annotations.categories
+
+
+class TfdsSource(_FromJson):
+  """A data set in array_record with the features of TFDS's `coco/2017`, read without TensorFlow.
+
+  The JSON is read only when something asks for it: evaluation, and the data doctor before the first step of a run.
+
+  Args:
+    name: data set, configuration and, if wanted, version: 'coco/2017', 'coco/2017:1.1.0'. The newest version is taken.
+    data_dir: where it was prepared; '' is TFDS's default. A directory that holds `dataset_info.json` is taken itself.
+    split: 'train', 'validation', ...
+    annotations: the original JSON; '' takes the one beside the records, `annotations/instances_<split>.json`.
+    require_boxes: False accepts a test set without annotations.
+
+  Raises:
+    FileNotFoundError: nothing is prepared there, or it is not there in array_record.
+    ValueError: the split is unknown; later, the JSON is not sound or not the split's.
+  """
+
+  def __init__(
+    self,
+    name: str = 'coco/2017',
+    data_dir: epath.PathLike = '',
+    split: str = 'train',
+    annotations: epath.PathLike = '',
+    *,
+    require_boxes: bool = True,
+  ):
+    self.split = split
+    self._directory = find_prepared(name, data_dir)
+    self._annotations_path = str(annotations) or _json_beside(self._directory, split)
+    self._require_boxes = require_boxes
+    builder = tfds.builder_from_directory(self._directory)
+    info = builder.info
+    if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+      raise FileNotFoundError(
+        f'{self._directory} holds {info.file_format.value} files; only array_record can be read without TensorFlow. '
+        f'Prepare the data set in another directory: {PREPARE_HINT}'
+      )
+    if split not in info.splits:
+      raise ValueError(f'{self._directory} has no split {split!r}; it has {sorted(info.splits)}')
+    self._records = builder.as_data_source(split=split, decoders={'image': tfds.decode.SkipDecoding()})
+    logging.info('%s: split %s, %d images', self._directory, split, len(self))
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> Record:
+    record = self._records[index]
+    objects = record['objects']
+    boxes = np.array(objects['bbox'], np.float32).reshape(-1, 4)[:, [1, 0, 3, 2]]  # TFDS: ymin xmin ymax xmax
+    keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])  # TFDS keeps the few empty boxes of COCO
+    return Record(
+      encoded=record['image'],
+      image_id=int(record['image/id']),
+      file_name=record['image/filename'].decode(),
+      boxes=boxes[keep],
+      classes=np.array(objects['label'], np.int32)[keep],
+      crowd=np.array(objects['is_crowd'], bool)[keep],
+    )
+
+  def __getstate__(self) -> dict:
+    heavy = ('ground_truth', '_annotations')  # workers need neither
+    return {key: value for key, value in self.__dict__.items() if key not in heavy}
+
+  @functools.cached_property
+  def categories(self) -> CategoryTable:
+    """From the metadata that our builders write, else from the JSON, else from the names alone."""
+    info = self._records.dataset_info
+    if info.metadata:
+      return CategoryTable.from_coco(info.metadata['categories'])
+    if self._annotations_path:
+      return self._annotations.categories
+    names = tuple(info.features['objects']['label'].names)
+    return COCO if names == COCO.names else CategoryTable(tuple(range(1, len(names) + 1)), names)
+
+  @functools.cached_property
+  def _annotations(self) -> Annotations:
+    if not self._annotations_path:
+      raise FileNotFoundError(
+        f'{self._directory} has no annotations/instances_{self.split}.json; evaluation needs the original COCO JSON: '
+        f'pass annotations=FILE, or prepare the data set by {PREPARE_HINT}'
+      )
+    found = read_annotations(self._annotations_path, require_boxes=self._require_boxes).in_tfds_order(self.split)
+    ends = (0, len(self) - 1)
+    if len(found) != len(self) or any(self[i].image_id != found.image_ids[i] for i in ends):
+      raise ValueError(
+        f'{found.path} ({len(found)} images) is not the JSON of split {self.split!r} in {self._directory} '
+        f'({len(self)} images): the images differ'
+      )
+    log_report(found, self.split)
+    return found
+
+
+def find_prepared(name: str, data_dir: epath.PathLike = '') -> epath.Path:
+  """The directory of a prepared data set: `<data_dir>/<name>/<newest version>`, or data_dir itself.
+
+  Raises:
+    FileNotFoundError: nothing is prepared there.
+  """
+  root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+  parent = root / name.replace(':', '/')
+  for path in (root, parent):
+    if (path / 'dataset_info.json').exists():
+      return path
+  versions = [p for p in parent.iterdir() if (p / 'dataset_info.json').exists()] if parent.is_dir() else []
+  if not versions:
+    raise FileNotFoundError(f'no prepared data set {name!r} in {root}; prepare COCO by {PREPARE_HINT}')
+  return max(versions, key=lambda p: tfds.core.Version(p.name))
+
+
+def check_files(images: epath.Path, annotations: Annotations) -> None:
+  """Lists every folder that the JSON names once, and compares.
+
+  Raises:
+    FileNotFoundError: with the number of the missing files and the first of them.
+  """
+  if not images.is_dir():
+    raise FileNotFoundError(
+      f'no folder of images at {images} (for {annotations.path}): give the one that its file_names are relative to, '
+      f'such as {annotations.file_names[0]}'
+    )
+  present = set()
+  for folder in {posixpath.dirname(name) for name in annotations.file_names}:
+    if (images / folder).is_dir():
+      present.update(posixpath.join(folder, path.name) for path in (images / folder).iterdir())
+  missing = sorted(name for name in annotations.file_names if name not in present)
+  if missing:
+    raise FileNotFoundError(
+      f'{len(missing)} of the {len(annotations)} images of {annotations.path} are not in {images}: '
+      f'{_examples(missing)}; it holds {len(present)} files, {_examples(sorted(present))}: give the folder that the '
+      'names are relative to'
+    )
+
+
+def log_report(annotations: Annotations, split: str) -> None:
+  """One line with every count that is not zero."""
+  counts: Mapping[str, int] = annotations.report
+  logging.info('%s: split %s, %s', annotations.path, split, ', '.join(f'{k} {v}' for k, v in counts.items() if v))
+
+
+def _json_beside(directory: epath.Path, split: str) -> str:
+  path = directory / 'annotations' / f'instances_{split}.json'
+  return str(path) if path.exists() else ''
+
+
+def _examples(names: Sequence[str]) -> str:
+  return ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')

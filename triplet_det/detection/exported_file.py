@@ -1,0 +1,227 @@
+"""Runs a detector that `export` packed into one file; knows nothing of the network.
+
+The file is a zip:
+  detector.json   how to prepare images and read the results: `Sidecar`
+  weights.npz     the weights, once for all programs
+  programs/*      a program per canvas size: StableHLO, serialised by `jax.export`
+"""
+
+import collections
+import dataclasses
+import json
+import time
+import zipfile
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from jax import export as jax_export
+
+from triplet_det.categories import CategoryTable
+from triplet_det.detection import canvas, inference
+from triplet_det.detection.settings import Settings
+from triplet_det.devices import compiler
+from triplet_det.structs import Detections
+
+FORMAT = 1
+SIDECAR, WEIGHTS = 'detector.json', 'weights.npz'
+SUFFIX = '.zip'
+
+Canvases = tuple[tuple[int, int], ...]  # (height, width) of the canvas at each scale
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """One of the programs of a file, for the images of one canvas size."""
+
+  file: str  # in the zip
+  canvases: Canvases
+
+  def __str__(self) -> str:
+    return ' + '.join(f'{width} x {height}' for height, width in self.canvases)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sidecar:
+  """What a program of another kind needs to know as well to run the file; detector.json has these names."""
+
+  format: int
+  programs: tuple[Program, ...]
+  platforms: tuple[str, ...]
+  batch_size: int
+  arguments: Mapping[str, str]  # of the programs, in order, with shapes and units
+  results: Mapping[str, str]
+  preprocessing: Mapping[str, Any]
+  settings: Mapping[str, Any]  # `Settings`
+  categories: tuple[Mapping[str, Any], ...]  # as a COCO JSON lists them; their order is the class index
+  checkpoint: Mapping[str, Any]
+  versions: Mapping[str, str]
+
+  @classmethod
+  def from_json(cls, content: Mapping) -> 'Sidecar':
+    programs = tuple(
+      Program(one['file'], tuple((height, width) for height, width in one['canvases'])) for one in content['programs']
+    )
+    return cls(**{**content, 'programs': programs})
+
+
+class ExportedDetector:
+  """Images in, detections out, in pixels of each image: `inference.Detector` for an exported file.
+
+  An image goes onto the smallest canvas of the file that holds it.
+
+  Attributes:
+    sidecar: of the file.
+    settings: how images are tested; part of the programs.
+    batch_size: images per batch; part of the programs.
+    weights_digest: of the weights' bytes.
+    num_programs: how many programs were compiled.
+  """
+
+  def __init__(self, path: epath.PathLike):
+    """Args:
+    path: a file of `export`.
+
+    Raises:
+      FileNotFoundError: no file there.
+      ValueError: not such a file, of a newer format, or exported for other devices than this process has.
+    """
+    path = epath.Path(path).expanduser()
+    if not path.exists():
+      raise FileNotFoundError(f'no exported detector {path}: give a file of triplet_det.export, or a run folder')
+    try:
+      with path.open('rb') as file, zipfile.ZipFile(file) as archive:
+        self.sidecar = _read_sidecar(archive, path)
+        self._serialised = {one.canvases: archive.read(one.file) for one in self.sidecar.programs}
+        self.weights_digest = f'{archive.getinfo(WEIGHTS).CRC:08x}'
+        with archive.open(WEIGHTS) as weights:
+          self._weights = jax.device_put(dict(np.load(weights)))
+    except (zipfile.BadZipFile, KeyError) as error:
+      raise ValueError(
+        f'{path} is not a whole file of triplet_det.export ({error}): give one that is, or a run folder'
+      ) from error
+    self.settings = Settings(**{**self.sidecar.settings, 'scales': tuple(self.sidecar.settings['scales'])})
+    self.batch_size = self.sidecar.batch_size
+    self.categories = CategoryTable.from_coco(self.sidecar.categories)
+    self._path, self._programs = path, {}
+
+  @property
+  def num_programs(self) -> int:
+    return len(self._programs)
+
+  def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
+    """Detections of each image, in order, as `inference.Detector`; ValueError if one is too large."""
+    found = dict(self.stream(enumerate(images), max_waiting=len(images) + 1))
+    return [found[i] for i in range(len(images))]
+
+  def stream(
+    self, keyed_images: Iterable[tuple[Hashable, np.ndarray]], *, max_waiting: int | None = None
+  ) -> Iterator[tuple[Hashable, Detections]]:
+    """Yields (key, Detections) for every (key, image) as batches fill, not in order, as `inference.Detector`."""
+    running = None
+    for canvases, batch in self._batches(keyed_images, max_waiting or 16 * self.batch_size):
+      keys, images = zip(*batch)
+      launched = keys, self._launch(canvases, images)  # while the device works on it, the one before is fetched
+      if running is not None:
+        yield from inference.per_image(*running, self.settings)
+      running = launched
+    if running is not None:
+      yield from inference.per_image(*running, self.settings)
+
+  def canvases_for(self, image: np.ndarray, key: Hashable) -> Canvases:
+    """The smallest canvases of the file that hold the image.
+
+    Raises:
+      ValueError: not a uint8 RGB image, or larger than all; says what there is.
+    """
+    height, width = canvas.check_image(image, key).shape[:2]
+    needed = inference.canvases_of(height, width, self.settings)
+    fitting = [there for there in self._serialised if all(map(_holds, there, needed))]
+    if not fitting:
+      sizes = ', '.join(map(str, self.sidecar.programs))
+      raise ValueError(
+        f'image {key!r} of {width} x {height} pixels needs a canvas of {Program("", needed)}; {self._path.name} has '
+        f'{sizes}: export it again with --sizes {width}x{height}, or make the image smaller'
+      )
+    return min(fitting, key=lambda there: sum(height * width for height, width in there))
+
+  def _batches(self, keyed_images, max_waiting: int) -> Iterator[tuple[Canvases, list[tuple[Hashable, np.ndarray]]]]:
+    waiting = collections.defaultdict(list)
+    for key, image in keyed_images:
+      canvases = self.canvases_for(image, key)
+      waiting[canvases].append((key, image))
+      if len(waiting[canvases]) == self.batch_size:
+        yield canvases, waiting.pop(canvases)
+      elif sum(map(len, waiting.values())) >= max_waiting:
+        fullest = max(waiting, key=lambda c: len(waiting[c]))
+        yield fullest, waiting.pop(fullest)
+    yield from waiting.items()
+
+  def _launch(self, canvases: Canvases, images: Sequence[np.ndarray]) -> Detections:
+    """Sends a batch to the device; returns without waiting for it. Rows after the last image repeat the first."""
+    images = [*images, *[images[0]] * (self.batch_size - len(images))]
+    scales = [
+      [self._placed(image, scale, size) for image in images] for scale, size in zip(self.settings.scales, canvases)
+    ]
+    pixels, border, size, scale = ([np.stack(one) for one in part] for part in zip(*(zip(*rows) for rows in scales)))
+    arguments = (self._weights, pixels, border, size, scale)
+    return Detections(**self._program(canvases, arguments)(*arguments))
+
+  def _placed(self, image: np.ndarray, scale: float, size: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    """The image in the middle of a canvas of this (height, width), with its border, size and scale (x, y)."""
+    own, placement = canvas.place(
+      image,
+      scale,
+      self.settings.canvas_multiple,
+      nominal_scale=self.settings.nominal_scale,
+      cut_last_line=self.settings.cut_last_line,
+    )
+    top, left = ((there - here) // 2 for there, here in zip(size, own.shape))  # sides are odd, so it comes out even
+    larger = np.zeros((*size, 3), np.uint8)
+    larger[top : top + own.shape[0], left : left + own.shape[1]] = own
+    return larger, placement.border + np.array([left, top], np.float32), placement.size, placement.scale
+
+  def _program(self, canvases: Canvases, arguments):
+    if canvases not in self._programs:
+      start = time.monotonic()
+      exported = _deserialise(self._serialised[canvases], self._path, self.sidecar)
+      self._programs[canvases] = jax.jit(exported.call).lower(*arguments).compile(compiler.options(jax.devices()[0]))
+      name = Program('', canvases)
+      logging.info('compiled canvas %s in %.1f s (program %d)', name, time.monotonic() - start, self.num_programs)
+    return self._programs[canvases]
+
+
+def _read_sidecar(archive: zipfile.ZipFile, path: epath.Path) -> Sidecar:
+  content = json.loads(archive.read(SIDECAR))
+  if content['format'] > FORMAT:
+    raise ValueError(
+      f'{path} is of format {content["format"]} (triplet_det {content["versions"]["triplet_det"]}), this triplet_det '
+      f'reads formats up to {FORMAT}: update it'
+    )
+  sidecar = Sidecar.from_json(content)
+  backend = jax.default_backend()
+  names = ('cuda', 'rocm') if backend == 'gpu' else (backend,)
+  if not set(names) & set(sidecar.platforms):
+    raise ValueError(
+      f'{path} was exported for {", ".join(sidecar.platforms)}, this process runs on {backend}: export it again with '
+      f'--platforms {names[0]}, or choose another device, JAX_PLATFORMS={sidecar.platforms[0]}'
+    )
+  return sidecar
+
+
+def _deserialise(serialised: bytes, path: epath.Path, sidecar: Sidecar) -> jax_export.Exported:
+  try:
+    return jax_export.deserialize(bytearray(serialised))
+  except ImportError as error:
+    raise ImportError(f"{path} needs the package flatbuffers: pip install 'triplet_det[export]'") from error
+  except Exception as error:  # whatever flatbuffers and MLIR raise for bytes of a version that they do not know
+    raise ValueError(
+      f'{path} was exported with jax {sidecar.versions["jax"]} and cannot be read by jax {jax.__version__}: {error}'
+    ) from error
+
+
+def _holds(there: tuple[int, int], needed: tuple[int, int]) -> bool:
+  return there[0] >= needed[0] and there[1] >= needed[1]

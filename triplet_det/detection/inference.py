@@ -1,0 +1,379 @@
+"""Images to detections: canvas buckets, mirror image, scales, central regions, soft-NMS (Sec. 3.4, "Inference")."""
+
+import collections
+import concurrent.futures
+import functools
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import struct
+
+from triplet_det.detection import decode, nms
+from triplet_det.detection.canvas import Placement, canvas_size, check_image, place, resized_size
+from triplet_det.detection.central_region import keep_triplets
+from triplet_det.detection.settings import Settings
+from triplet_det.devices import compiler
+from triplet_det.models import input_pixels
+from triplet_det.structs import Detections, KeypointMaps, Pairs, Peaks
+
+
+@struct.dataclass
+class Proposals:
+  """What the detector had to choose from, in pixels of the original images; [B, ...], or one image without the B."""
+
+  pairs: Pairs  # [B, P] of all scales, with the scores of their two corners, before the centers are looked at
+  centers: Peaks | None  # [B, K] of the center scale; None for CornerNet
+  kept: jax.Array  # [B, P] bool, the valid pairs that have a center in their central region; CornerNet: all valid ones
+
+
+def propose(
+  apply_fn: Callable[..., KeypointMaps], settings: Settings, variables, canvases: jax.Array, placement: Placement
+) -> tuple[Pairs, Peaks | None]:
+  """Pairs and centers of one scale, in pixels of the original images; the program compiled once per canvas size.
+
+  Args:
+    apply_fn: (variables, images [., H, W, 3] float32 normalised) -> KeypointMaps, of any stride.
+    settings: see `Settings`.
+    variables: of the network.
+    canvases: [B, H, W, 3] uint8 RGB.
+    placement: of the images in the canvases.
+
+  Returns:
+    Pairs [B, P] and Peaks [B, K] (None for CornerNet), those of the mirror image behind those of the image. A center
+    may lie outside its image; no central region does.
+  """
+  maps = apply_fn(variables, network_input(canvases, settings))
+  return locate(maps, settings, canvases.shape[1:3], placement)
+
+
+def network_input(canvases: jax.Array, settings: Settings) -> jax.Array:
+  """uint8 canvases [B, H, W, 3] -> float32 images [2 B, H, W, 3], each followed by its mirror image if wanted."""
+  images = input_pixels.normalise(canvases)
+  if settings.mirror:  # next to its image, not behind the whole batch, so that a sharded batch stays where it is
+    images = jnp.stack([images, images[:, :, ::-1]], axis=1).reshape(-1, *images.shape[1:])
+  return images
+
+
+def locate(
+  maps: KeypointMaps, settings: Settings, canvas: tuple[int, int], placement: Placement
+) -> tuple[Pairs, Peaks | None]:
+  """What `propose` returns, from the maps of `network_input` for canvases of (height, width) `canvas`."""
+  pairs, centers = decode.decode(
+    maps,
+    top_k=settings.top_k,
+    num_pairs=settings.num_pairs,
+    window=settings.window,
+    embedding_threshold=settings.embedding_threshold,
+  )
+  height, width = canvas
+  out_height, out_width = maps.tl_heat.shape[1:3]
+  if settings.mirror:
+    # Pixel 0 is mirrored to pixel width - 1; the published program subtracts from the width.
+    last = out_width if settings.mirror_shift else out_width * (width - 1) / width
+    pairs, centers = _with_mirrored(pairs, centers, last)
+  return _to_image(pairs, centers, (width / out_width, height / out_height), placement, settings.outside_margin)
+
+
+def _with_mirrored(pairs: Pairs, centers: Peaks | None, last: float) -> tuple[Pairs, Peaks | None]:
+  """Rows image, mirror image, image, ... [2 B, P] -> both together [B, 2 P], the mirror image's turned back.
+
+  `last` is the place, in output cells, that x = 0 is mirrored to.
+  """
+  boxes = pairs.boxes.at[1::2, :, 0].set(last - pairs.boxes[1::2, :, 2])
+  boxes = boxes.at[1::2, :, 2].set(last - pairs.boxes[1::2, :, 0])
+  pairs = pairs.replace(boxes=boxes)
+  if centers is not None:
+    centers = centers.replace(x=centers.x.at[1::2].set(last - centers.x[1::2]))
+  return jax.tree.map(lambda a: a.reshape(a.shape[0] // 2, 2 * a.shape[1], *a.shape[2:]), (pairs, centers))
+
+
+def _to_image(pairs, centers, stride, placement, outside_margin):
+  """Output cells -> canvas pixels -> resized image, where boxes are rejected or clipped -> original image."""
+  border, size, scale = (a[:, None] for a in (placement.border, placement.size, placement.scale))
+  corners = pairs.boxes.reshape(*pairs.boxes.shape[:2], 2, 2) * jnp.array(stride) - border[:, None]
+  if outside_margin is not None:
+    near, far = corners[:, :, 0], corners[:, :, 1]
+    inside = ((near > -outside_margin) & (far < size + outside_margin)).all(axis=-1)
+    valid = pairs.valid & inside
+    pairs = pairs.replace(valid=valid, scores=jnp.where(valid, pairs.scores, -1.0))
+  corners = jnp.clip(corners, 0, size[:, None]) / scale[:, None]
+  pairs = pairs.replace(boxes=corners.reshape(pairs.boxes.shape))
+  if centers is not None:
+    centers = centers.replace(
+      x=(centers.x * stride[0] - border[..., 0]) / scale[..., 0],
+      y=(centers.y * stride[1] - border[..., 1]) / scale[..., 1],
+    )
+  return pairs, centers
+
+
+def finish(found: Sequence[tuple[Pairs, Peaks | None]], settings: Settings) -> tuple[Detections | Pairs, Proposals]:
+  """What follows the network and `locate`: pairs and centers of all scales -> the best boxes; compiled once.
+
+  Returns:
+    Detections [B, D], or with `stale_rows` the Pairs that `per_image` finishes on the host; and the Proposals.
+
+  Raises:
+    ValueError: `center_scale` is none of the scales.
+  """
+  every_pairs, every_centers = zip(*found)
+  pairs = jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), *every_pairs)
+  if every_centers[0] is None:
+    centers, triplets = None, pairs
+  else:
+    if settings.center_scale not in settings.scales:
+      raise ValueError(f'center_scale is {settings.center_scale}, which is not among the scales {settings.scales}')
+    centers = every_centers[settings.scales.index(settings.center_scale)]
+    triplets = keep_triplets(pairs, centers, center_rule=settings.center_rule)
+  proposals = Proposals(pairs, centers, triplets.valid)
+  if not settings.stale_rows:
+    return select(triplets, settings), proposals
+  if centers is not None:  # CenterNet's program sorts before its soft-NMS, CornerNet's does not
+    order = jnp.argsort(triplets.scores, axis=1, descending=True, stable=True)
+    triplets = jax.vmap(lambda one, rows: jax.tree.map(lambda a: a[rows], one))(triplets, order)
+  return triplets, proposals
+
+
+def select(pairs: Pairs, settings: Settings) -> Detections:
+  """The best boxes [B, D] of the pairs [B, P] of all scales, after soft-NMS."""
+  suppress = jax.vmap(functools.partial(nms.soft_nms, **settings.nms_settings()))
+  return suppress(pairs.boxes, pairs.scores, pairs.classes, pairs.tl_scores, pairs.br_scores)
+
+
+def select_on_host(pairs: Pairs, settings: Settings) -> Detections:
+  """`select` for one image as published, `nms.soft_nms_in_place`: valid NumPy pairs [P], whose order matters."""
+  return nms.soft_nms_in_place(
+    pairs.boxes, pairs.scores, pairs.classes, pairs.tl_scores, pairs.br_scores, **settings.nms_settings()
+  )
+
+
+def canvases_of(height: int, width: int, settings: Settings) -> tuple[tuple[int, int], ...]:
+  """The canvas (height, width) at each scale for an image of this size."""
+  return tuple(canvas_size(*resized_size(height, width, s), settings.canvas_multiple) for s in settings.scales)
+
+
+def in_batches(
+  keyed_images: Iterable[tuple[Hashable, np.ndarray]], settings: Settings, batch_size: int, max_waiting: int
+) -> Iterator[list[tuple[Hashable, np.ndarray]]]:
+  """Groups (key, image) by canvases; a group goes when it is full, or the fullest when `max_waiting` wait."""
+  waiting = collections.defaultdict(list)
+  for item in keyed_images:
+    bucket = canvases_of(*item[1].shape[:2], settings)
+    waiting[bucket].append(item)
+    if len(waiting[bucket]) == batch_size:
+      yield waiting.pop(bucket)
+    elif sum(map(len, waiting.values())) >= max_waiting:
+      yield waiting.pop(max(waiting, key=lambda b: len(waiting[b])))
+  yield from waiting.values()
+
+
+def rows_for(count: int, sharding: jax.sharding.NamedSharding | None) -> int:
+  """Rows of the batch for `count` images: as many on every device."""
+  devices = 1 if sharding is None else sharding.num_devices
+  return -(-count // devices) * devices
+
+
+def place_batch(
+  images: Sequence[np.ndarray], scale: float, settings: Settings, rows: int
+) -> tuple[np.ndarray, Placement]:
+  """Images of one bucket on canvases [rows, H, W, 3]; the rows after the last image repeat the first."""
+  placed = [
+    place(
+      image,
+      scale,
+      settings.canvas_multiple,
+      nominal_scale=settings.nominal_scale,
+      cut_last_line=settings.cut_last_line,
+    )
+    for image in images
+  ]
+  placed += [placed[0]] * (rows - len(placed))
+  return jax.tree.map(lambda *a: np.stack(a), *placed)
+
+
+def per_image(
+  keys: Sequence[Hashable], result: Detections | Pairs, settings: Settings
+) -> Iterator[tuple[Hashable, Detections]]:
+  """Waits for a batch's result of `finish` and cuts it into images, NumPy and valid rows only; padding is dropped."""
+  result = jax.device_get(result)
+  for i, key in enumerate(keys):
+    rows = np.flatnonzero(result.valid[i])
+    one = jax.tree.map(lambda a: a[i][rows], result)  # noqa: B023, used at once
+    yield key, select_on_host(one, settings) if settings.stale_rows else one
+
+
+class Detector:
+  """Images in, detections out, in pixels of each image.
+
+  Images whose canvases are equal at all scales share a batch. The network is compiled once per canvas size and
+  batch size; everything after it once per batch size.
+
+  Attributes:
+    num_programs: how many times the network was compiled.
+    apply_fn, variables: the network, see `__init__`; the variables are prepared and on the devices.
+  """
+
+  def __init__(
+    self,
+    apply_fn: Callable[..., KeypointMaps],
+    variables,
+    settings: Settings = Settings(),
+    *,
+    batch_size: int = 8,
+    sharding: jax.sharding.NamedSharding | None = None,
+    prepare: Callable[[Any], Any] = lambda variables: variables,
+  ):
+    """Args:
+    apply_fn: (variables, images [., H, W, 3] float32 normalised) -> KeypointMaps of the last stack.
+    variables: of the network.
+    settings: see `Settings`.
+    batch_size: images per batch, not counting mirror images; rounded up to a multiple of the devices.
+    sharding: of the batch axis over this process's devices; None is one device.
+    prepare: what `variables`, as NumPy arrays, go through once, here and in `use`, to become those of `apply_fn`; or
+      as `jax.eval_shape` gives them. If they are NumPy arrays now, it runs in a thread beside the compiler.
+    """
+    if batch_size < 1:
+      raise ValueError(f'batch_size must be at least 1, got {batch_size}')
+    self.settings = settings
+    self.batch_size = batch_size
+    self.apply_fn = apply_fn
+    self._sharding = sharding
+    self._prepare = prepare
+    self._everywhere = sharding and jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    self._shapes = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._everywhere), jax.eval_shape(prepare, variables)
+    )
+    if all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(variables)):
+      thread = concurrent.futures.ThreadPoolExecutor(1)
+      self._variables = thread.submit(self._on_devices, variables).result
+      thread.shutdown(wait=False)
+    else:
+      self.use(variables)  # now: the caller may donate them
+    device = next(iter(sharding.device_set)) if sharding else jax.devices()[0]
+    self._propose = jax.jit(functools.partial(propose, apply_fn, settings), compiler_options=compiler.options(device))
+    self._finish = jax.jit(functools.partial(finish, settings=settings))
+    self._programs = {}
+
+  @property
+  def num_programs(self) -> int:
+    return len(self._programs)
+
+  def use(self, variables) -> None:
+    """Other weights of the same network, from now on; nothing is compiled anew."""
+    placed = self._on_devices(variables)
+    self._variables = lambda: placed
+
+  @property
+  def variables(self) -> Any:
+    return self._variables()
+
+  def _on_devices(self, variables) -> Any:
+    return jax.device_put(self._prepare(jax.device_get(variables)), self._everywhere)
+
+  def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
+    """Detections of each image, in order.
+
+    Args:
+      images: uint8 RGB arrays [height, width, 3], of any sizes.
+
+    Returns:
+      One Detections of NumPy arrays per image, without the batch axis, valid rows only, best first.
+
+    Raises:
+      ValueError: an image of another type or shape; says which.
+    """
+    images = _check_list(images)
+    batches = in_batches(enumerate(images), self.settings, self.batch_size, len(images) + 1)
+    found = dict(self._overlapped(batches, lambda n: min(self.batch_size, 1 << (n - 1).bit_length())))
+    return [found[i] for i in range(len(images))]
+
+  def stream(
+    self, keyed_images: Iterable[tuple[Hashable, np.ndarray]], *, max_waiting: int | None = None
+  ) -> Iterator[tuple[Hashable, Detections]]:
+    """Yields (key, Detections) for every (key, image) as batches fill, not in order; for data sets of any length.
+
+    Incomplete batches are padded to `batch_size`, so every canvas size needs one program only. At most `max_waiting`
+    images (default 16 batches) wait for others of their canvas; then the fullest batch goes as it is.
+    """
+    checked = ((key, check_image(image, key)) for key, image in keyed_images)
+    batches = in_batches(checked, self.settings, self.batch_size, max_waiting or 16 * self.batch_size)
+    yield from self._overlapped(batches, lambda n: self.batch_size)
+
+  def proposals(self, images: Sequence[np.ndarray]) -> list[Proposals]:
+    """What each image's detections were chosen from, in order: NumPy, valid pairs only, all centers.
+
+    Runs the programs of `stream`: after it nothing is compiled for canvases that it has met. Arguments and errors as
+    `__call__`.
+    """
+    images = _check_list(images)
+    found = [None] * len(images)
+    for batch in in_batches(enumerate(images), self.settings, self.batch_size, len(images) + 1):
+      keys, batch_images = zip(*batch)
+      proposals = jax.device_get(self._launch(batch_images, self._rows(self.batch_size))[1])
+      for row, key in enumerate(keys):
+        one = jax.tree.map(lambda a: a[row], proposals)  # noqa: B023, used at once
+        valid = one.pairs.valid
+        pairs = jax.tree.map(lambda a: a[valid], one.pairs)  # noqa: B023
+        found[key] = Proposals(pairs, one.centers, one.kept[valid])
+    return found
+
+  def compile_ahead(self, sizes: Iterable[tuple[int, int]]) -> int:
+    """Compiles what `stream` needs for images of these (height, width); returns the number of programs made."""
+    before = self.num_programs
+    canvases = {canvas for height, width in sizes for canvas in canvases_of(height, width, self.settings)}
+    for done, canvas in enumerate(sorted(canvases)):
+      self._program(canvas, self._rows(self.batch_size))
+      logging.info('canvas %d of %d is ready', done + 1, len(canvases))
+    return self.num_programs - before
+
+  def _rows(self, count: int) -> int:
+    return rows_for(count, self._sharding)
+
+  def _overlapped(self, batches, rows_of: Callable[[int], int]) -> Iterator[tuple[Hashable, Detections]]:
+    """Runs batches; the host prepares the next one while the device works on the last."""
+    before = None
+    for batch in batches:
+      keys, images = zip(*batch)
+      running = keys, self._launch(images, self._rows(rows_of(len(images))))[0]
+      if before is not None:
+        yield from per_image(*before, self.settings)
+      before = running
+    if before is not None:
+      yield from per_image(*before, self.settings)
+
+  def _launch(self, images: Sequence[np.ndarray], rows: int) -> tuple[Detections | Pairs, Proposals]:
+    """Sends a batch of images of one bucket to the device; returns without waiting for it."""
+    found = []
+    for scale in self.settings.scales:
+      canvases, placement = place_batch(images, scale, self.settings, rows)
+      if self._sharding is not None:
+        canvases, placement = jax.device_put((canvases, placement), self._sharding)
+      found.append(self._program(canvases.shape[1:3], rows)(self.variables, canvases, placement))
+    return self._finish(found)
+
+  def _program(self, canvas: tuple[int, int], rows: int):
+    """The compiled network program of a canvas size and batch size."""
+    if (canvas, rows) not in self._programs:
+      start = time.monotonic()
+      shaped = functools.partial(jax.ShapeDtypeStruct, sharding=self._sharding)
+      pair = shaped((rows, 2), np.float32)
+      lowered = self._propose.lower(
+        self._shapes, shaped((rows, *canvas, 3), np.uint8), Placement(border=pair, size=pair, scale=pair)
+      )
+      self._programs[canvas, rows] = lowered.compile()
+      compiler.give_back()
+      logging.info(
+        'compiled canvas %d x %d, batch %d in %.1f s (program %d)',
+        *(canvas[1], canvas[0], rows, time.monotonic() - start, self.num_programs),
+      )
+    return self._programs[canvas, rows]
+
+
+def _check_list(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+  if isinstance(images, np.ndarray) and images.ndim == 3:
+    raise ValueError(f'the detector takes a list of images, got one array of shape {images.shape}: pass [image]')
+  return [check_image(image, i) for i, image in enumerate(images)]

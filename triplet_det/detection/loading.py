@@ -1,0 +1,182 @@
+"""A trained detector as a function: `detector = triplet_det.load('runs/shapes')`, `detector([image, 'photo.jpg'])`.
+
+An exported file is run without the code of the network; what only checkpoints need is imported when one is loaded.
+"""
+
+import concurrent.futures
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from triplet_det.categories import CategoryTable
+from triplet_det.data import image_files
+from triplet_det.detection import exported_file, inference, paper_figures
+from triplet_det.detection.canvas import check_image
+from triplet_det.detection.result import ImageDetections
+from triplet_det.detection.settings import Settings, change, settings_for
+from triplet_det.structs import Detections
+
+DEMO = 'demo'  # the detector of the embedded data set that comes with the package
+
+
+class LoadedDetector:
+  """A trained detector: list in, list out, same order.
+
+  Attributes:
+    categories: the table that turns class indices into names and data set ids.
+    about: where the weights come from: checkpoint, step and a digest.
+    tester: what runs on the device.
+  """
+
+  def __init__(
+    self,
+    tester: inference.Detector | exported_file.ExportedDetector,
+    categories: CategoryTable,
+    about: Mapping[str, Any],
+    heatmaps: Callable[[np.ndarray], paper_figures.Heatmaps] | None = None,
+  ):
+    self.tester, self.categories, self.about = tester, categories, dict(about)
+    self._heatmaps = heatmaps
+
+  def __call__(self, images: Sequence[Any]) -> list[ImageDetections]:
+    """Detections of each image, in order, in its own pixels, best first.
+
+    Args:
+      images: uint8 RGB arrays [height, width, 3], paths of image files, or PIL images, of any sizes.
+
+    Raises:
+      ValueError: an image of another type or shape, a file that cannot be decoded, or an image larger than all
+        canvases of an exported file; says which.
+      FileNotFoundError: a path that is not there.
+    """
+    if isinstance(images, str | Path):
+      raise ValueError(f'the detector takes a list of images, got the path {images}: pass [path]')
+    if (_is_array(images) and np.ndim(images) == 3) or _is_pil(images):
+      raise ValueError(f'the detector takes a list of images, got one {type(images).__name__}: pass [image]')
+    arrays = [check_image(_as_array(image), i) for i, image in enumerate(images)]
+    return [self.wrap(found) for found in self.tester(arrays)]
+
+  def wrap(self, found: Detections) -> ImageDetections:
+    """The rows of one image, as the user gets them."""
+    return ImageDetections(found.boxes, found.scores, found.classes, self.categories)
+
+  def check(self, image: np.ndarray, name: str) -> None:
+    """Raises ValueError for an image that an exported file has no canvas for."""
+    if isinstance(self.tester, exported_file.ExportedDetector):
+      self.tester.canvases_for(image, name)
+
+  def heatmaps(self, image: np.ndarray) -> paper_figures.Heatmaps:
+    """The corner and center heatmaps of an image at the scale of the centers, in its own pixels.
+
+    Raises:
+      ValueError: of an exported file, which gives boxes only.
+    """
+    if self._heatmaps is None:
+      raise ValueError(f'{self.about["checkpoint"]} is an exported file and gives boxes only: load the run folder')
+    return self._heatmaps(image)
+
+
+def load(
+  checkpoint: epath.PathLike, *, settings: Settings | None = None, batch_size: int = 8, **changes
+) -> LoadedDetector:
+  """The detector of a run folder, a checkpoint folder or an exported file.
+
+  Args:
+    checkpoint: a run folder (its best weights are taken), one checkpoint folder in it, a file of `export`, or 'demo',
+      the small detector of the embedded data set that comes with the package.
+    settings: how to test; None takes the run's own.
+    batch_size: images of one size that go through the network together. An exported file brings its own.
+    changes: of single settings, such as mirror=False or scales=(1.0, 1.5).
+
+  Raises:
+    FileNotFoundError: no checkpoint there.
+    ValueError: not a checkpoint, an unknown setting, or other settings for an exported file.
+  """
+  if is_exported(checkpoint):
+    if settings is not None or changes:
+      raise ValueError(f'{checkpoint} is exported, and its settings with it: give others to triplet_det.export')
+    tester = exported_file.ExportedDetector(checkpoint)
+    about = dict(checkpoint=str(checkpoint), step=tester.sidecar.checkpoint['step'], weights=tester.weights_digest)
+    return LoadedDetector(tester, tester.categories, about)
+
+  from triplet_det.detection import trained_network
+  from triplet_det.models import detector
+
+  variables, record = read_weights(checkpoint)
+  module = detector.build(record.model)
+  settings = change(settings or settings_for(record.test), changes)
+  with concurrent.futures.ThreadPoolExecutor(1) as beside:
+    digest = beside.submit(_digest, variables)
+    tester = trained_network.make_detector(module, variables, settings, batch_size=batch_size)
+  about = dict(checkpoint=str(checkpoint), step=record.step, weights=digest.result())
+
+  def heatmaps(image):
+    where = dict(scale=settings.center_scale, canvas_multiple=settings.canvas_multiple)
+    return paper_figures.heatmaps(tester.apply_fn, tester.variables, image, **where)
+
+  return LoadedDetector(tester, record.categories, about, heatmaps)
+
+
+def is_exported(checkpoint: epath.PathLike) -> bool:
+  return str(checkpoint).endswith(exported_file.SUFFIX)
+
+
+def read_weights(checkpoint: epath.PathLike) -> tuple[dict, Any]:
+  """(variables of NumPy arrays, `checkpoints.RunRecord`) of whatever `load` takes but exported files.
+
+  Raises:
+    FileNotFoundError: no checkpoint there.
+    ValueError: a PyTorch file.
+  """
+  from triplet_det.detection import demo
+  from triplet_det.run import checkpoints
+
+  if str(checkpoint) == DEMO:
+    return demo.load_weights()
+  if Path(checkpoint).suffix in ('.pkl', '.pth', '.pt'):
+    raise ValueError(
+      f'{checkpoint} is a PyTorch file: make a run folder of it first, '
+      f'python scripts/import_torch_checkpoint.py {checkpoint} RUN_FOLDER'
+    )
+  return checkpoints.load_weights(checkpoint)
+
+
+def read_image(path: epath.PathLike) -> np.ndarray:
+  """An image file as uint8 RGB [height, width, 3].
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: it cannot be decoded.
+  """
+  path = epath.Path(path)
+  if not path.exists():
+    raise FileNotFoundError(f'no image {path}: give a file that is there')
+  return image_files.decode_image(path.read_bytes(), str(path))
+
+
+def _as_array(image) -> np.ndarray:
+  if _is_pil(image):
+    return np.asarray(image.convert('RGB'))
+  return image if _is_array(image) else read_image(image)
+
+
+def _is_array(image) -> bool:
+  return hasattr(image, '__array__') and not _is_pil(image)
+
+
+def _is_pil(image) -> bool:
+  """Known by its method, because PIL need not be installed."""
+  return hasattr(image, 'convert') and hasattr(image, 'getbands')
+
+
+def _digest(variables) -> str:
+  """Tells other weights from these."""
+  digest = 0
+  for leaf in jax.tree.leaves(variables):
+    digest = zlib.crc32(np.ascontiguousarray(leaf).data, digest)
+  return f'{digest:08x}'

@@ -1,0 +1,201 @@
+"""The paper's pictures of one image: what the heatmaps show, which pairs of corners the central region keeps.
+
+`heatmaps` and `draw_heatmaps` are Figs. 6e and 6f, `draw_pairs` is Figs. 1 and 6a-d; Fig. 7, detections over a
+threshold, is `drawing.draw_boxes`. Pictures are uint8 [H, W, 3] RGB, at least `drawing.MIN_SIDE` pixels long.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import cv2
+import jax
+import numpy as np
+
+from triplet_det.detection import canvas
+from triplet_det.detection.central_region import central_region
+from triplet_det.detection.inference import Proposals
+from triplet_det.models import input_pixels
+from triplet_det.pictures import drawing
+from triplet_det.structs import KeypointMaps, Pairs, Peaks
+
+NEAR_DUPLICATE = 0.5  # overlap above which the weaker of two pairs of one class is not shown
+MOST_PAIRS = 30  # in a picture
+
+
+@dataclasses.dataclass(frozen=True)
+class Heatmaps:
+  """How sure the network is that a pixel of an image is a keypoint, of whichever class."""
+
+  top_left: np.ndarray  # [h, w] float32 in [0, 1], pixels of the image
+  bottom_right: np.ndarray  # [h, w] float32
+  center: np.ndarray | None  # [h, w] float32; None for CornerNet
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+  """One picture of a figure."""
+
+  picture: np.ndarray  # uint8 [H, W, 3] RGB
+  caption: str
+
+
+def heatmaps(
+  apply_fn: Callable[..., KeypointMaps],
+  variables,
+  image: np.ndarray,
+  *,
+  scale: float = 1.0,
+  canvas_multiple: int = 128,
+) -> Heatmaps:
+  """The network's heatmaps of an image, without its mirror image, cropped from the canvas back to the image.
+
+  Args:
+    apply_fn: (variables, images [1, H, W, 3] float32 normalised) -> KeypointMaps; compiled once per canvas size as
+      long as it is the same object.
+    variables: of the network.
+    image: uint8 [h, w, 3] RGB.
+    scale, canvas_multiple: of the canvas, see `canvas.place`; `Settings` of a run has both.
+  """
+  image = canvas.check_image(image, 'to draw on')
+  placed, placement = canvas.place(image, scale, canvas_multiple)
+  hottest = jax.device_get(_hottest_class(apply_fn, variables, placed[None]))
+  crop = functools.partial(_crop, canvas_size=placed.shape[:2], placement=placement, image_size=image.shape[:2])
+  return Heatmaps(*(None if heat is None else crop(heat[0]) for heat in hottest))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _hottest_class(apply_fn, variables, canvases):
+  """Top-left, bottom-right, center heat [1, H, W] in [0, 1], the maximum over the classes."""
+  maps = apply_fn(variables, input_pixels.normalise(canvases))
+  heats = maps.tl_heat, maps.br_heat, maps.center_heat
+  return jax.tree.map(lambda logits: jax.nn.sigmoid(logits.max(axis=-1)), heats)
+
+
+def _crop(heat: np.ndarray, canvas_size, placement: canvas.Placement, image_size) -> np.ndarray:
+  """Output cells [H, W] -> pixels of the image [h, w]."""
+  on_canvas = cv2.resize(heat, canvas_size[::-1], interpolation=cv2.INTER_LINEAR)
+  (left, top), (width, height) = placement.border.astype(int), placement.size.astype(int)
+  on_image = on_canvas[top : top + height, left : left + width]
+  return cv2.resize(on_image, image_size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def draw_heatmaps(image: np.ndarray, maps: Heatmaps) -> list[Panel]:
+  """The image under each heatmap: top-left corners, bottom-right corners, and, except for CornerNet, centers.
+
+  The hottest colour is the map's own maximum, which the caption says.
+  """
+  kinds = {'top-left corners': maps.top_left, 'bottom-right corners': maps.bottom_right, 'centers': maps.center}
+  return [
+    Panel(drawing.draw_heatmap(image, heat), f'{kind} (red: {heat.max():.2f})')
+    for kind, heat in kinds.items()
+    if heat is not None
+  ]
+
+
+def strongest_pairs(proposals: Proposals, *, kept: bool, threshold: float) -> Pairs:
+  """The best pairs that the central region keeps, or else rejects, for a person to look at.
+
+  Args:
+    proposals: of one image.
+    kept: which of the two.
+    threshold: only pairs with higher scores, the mean of their two corners.
+
+  Returns:
+    At most `MOST_PAIRS` Pairs [P], best first, none overlapping a better one of its class by `NEAR_DUPLICATE`.
+  """
+  pairs = proposals.pairs
+  candidates = np.flatnonzero((proposals.kept == kept) & pairs.valid & (pairs.scores > threshold))
+  candidates = candidates[np.argsort(-pairs.scores[candidates], kind='stable')]
+  chosen = []
+  while candidates.size and len(chosen) < MOST_PAIRS:
+    best, others = candidates[0], candidates[1:]
+    chosen.append(best)
+    same = pairs.classes[others] == pairs.classes[best]
+    candidates = others[~(same & (_overlaps(pairs.boxes[best], pairs.boxes[others]) > NEAR_DUPLICATE))]
+  return jax.tree.map(lambda a: a[np.array(chosen, int)], pairs)
+
+
+def _overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+  """Intersection over union of a box [4] with others [N, 4]; 0 where both are empty."""
+  sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+  shared = np.clip(sides, 0, None).prod(axis=1)
+  union = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - shared
+  return shared / np.maximum(union, 1e-9)
+
+
+def draw_pairs(image: np.ndarray, proposals: Proposals, names: Sequence[str], *, threshold: float) -> list[Panel]:
+  """The `strongest_pairs` that the central region keeps, and those that it rejects; of CornerNet, which keeps all, one.
+
+  Boxes have the colour of their class, and so do their central regions, shaded, and the centers, dots: those over the
+  threshold and the best one of each pair that is kept.
+
+  Args:
+    image: uint8 [h, w, 3] RGB.
+    proposals: of the image.
+    names: of the classes.
+    threshold: on the scores of pairs and of centers.
+  """
+  kept = strongest_pairs(proposals, kept=True, threshold=threshold)
+  if proposals.centers is None:
+    picture = _draw_boxes(*drawing.enlarge(image), kept, names)
+    return [Panel(picture, f'{_counted(kept)}: no centers in this network to reject any')]
+  rejected = strongest_pairs(proposals, kept=False, threshold=threshold)
+  centers = proposals.centers
+  shown = (centers.scores > threshold) | _best_inside(_regions(kept), kept.classes, centers)
+  centers = jax.tree.map(lambda a: a[np.flatnonzero(shown)], centers)
+  return [
+    Panel(
+      _draw_triplets(image, kept, centers, names),
+      f'kept: {_counted(kept)} with a center of their class in the shade',
+    ),
+    Panel(_draw_triplets(image, rejected, centers, names), f'rejected: {_counted(rejected)} without one'),
+  ]
+
+
+def _counted(pairs: Pairs) -> str:
+  count = len(pairs.scores)
+  return f'the best {count} pairs' if count == MOST_PAIRS else '1 pair' if count == 1 else f'{count} pairs'
+
+
+def _regions(pairs: Pairs) -> np.ndarray:
+  return np.asarray(central_region(pairs.boxes))
+
+
+def _draw_boxes(picture: np.ndarray, factor: int, pairs: Pairs, names: Sequence[str]) -> np.ndarray:
+  labels, colors = [names[c] for c in pairs.classes], [drawing.class_color(c) for c in pairs.classes]
+  return drawing.draw_boxes(picture, pairs.boxes * factor, labels, scores=pairs.scores, colors=colors)
+
+
+def _draw_triplets(image: np.ndarray, pairs: Pairs, centers: Peaks, names: Sequence[str]) -> np.ndarray:
+  """Shaded central regions, boxes, and all the centers on top, the best last."""
+  picture, factor = drawing.enlarge(image)
+  picture = drawing.shade_boxes(picture, _regions(pairs) * factor, [drawing.class_color(c) for c in pairs.classes])
+  picture = _draw_boxes(picture, factor, pairs, names)
+  order = np.argsort(-centers.scores, kind='stable')
+  points = np.stack([centers.x, centers.y], axis=-1)[order] * factor
+  colors = [drawing.class_color(c) for c in centers.classes[order]]
+  return drawing.draw_keypoints(picture, points, scores=centers.scores[order], colors=colors)
+
+
+def _best_inside(regions: np.ndarray, classes: np.ndarray, centers: Peaks) -> np.ndarray:
+  """[K] bool: the centers that are the best of their class in one of the regions [P, 4] of classes [P]."""
+  x1, y1, x2, y2 = regions.T[..., None]
+  inside = (centers.x > x1) & (centers.x < x2) & (centers.y > y1) & (centers.y < y2)
+  inside &= (classes[:, None] == centers.classes) & (centers.scores > 0)
+  best = np.where(inside, centers.scores, 0).argmax(axis=1)
+  chosen = np.zeros(centers.scores.shape, bool)
+  chosen[best[inside.any(axis=1)]] = True
+  return chosen
+
+
+def side_by_side(panels: Sequence[Panel]) -> np.ndarray:
+  """One picture of the panels with their captions."""
+  pictures, captions = [panel.picture for panel in panels], [panel.caption for panel in panels]
+  return drawing.contact_sheet(pictures, len(panels), captions, cell_width=max(p.shape[1] for p in pictures))
+
+
+def sheet(rows: Sequence[Sequence[Panel]]) -> np.ndarray:
+  """Rows of as many panels each in one picture, one row per image."""
+  panels = [panel for row in rows for panel in row]
+  return drawing.contact_sheet([p.picture for p in panels], len(rows[0]), [p.caption for p in panels])

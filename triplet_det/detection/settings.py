@@ -1,0 +1,105 @@
+"""How images are tested: `Settings`, and those of the published programs."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from triplet_det.detection import nms
+from triplet_det.detection.central_region import CENTER_RULES
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How images are tested. The defaults are sound; `PUBLISHED_*` repeat the programs behind the papers' tables."""
+
+  scales: tuple[float, ...] = (1.0,)
+  center_scale: float = 1.0  # the one of the scales whose centers serve the boxes of all
+  mirror: bool = True  # each image together with its mirror image: even the paper's "single-scale" does
+  canvas_multiple: int = 128  # of canvas sides + 1; a power of two that the network fits. Larger: fewer programs
+  top_k: int = 70  # peaks per heatmap
+  num_pairs: int = 1000  # pairs of corners per image, mirror image and scale
+  window: int = 3  # side of the window of a local maximum, cells
+  embedding_threshold: float = 0.5
+  outside_margin: float | None = 5.0  # pixels a box may reach out of the resized image; None lets all be clipped
+  center_rule: str = 'best'  # of the centers in a box's region; 'first' is the published one, first in the list
+  nms_method: str = 'gaussian'
+  sigma: float = 0.5
+  overlap_threshold: float = 0.5  # for the methods linear and hard only
+  score_threshold: float = 0.001
+  max_detections: int = 100
+  merge_exponent: float | None = None  # see `nms.soft_nms`; published: 10 with several scales
+  inclusive: bool = False  # published: True, box sides + 1 pixel in the overlap
+  stale_rows: bool = False  # published: True, `nms.soft_nms_in_place` on the host, slower
+  nominal_scale: bool = False  # published: True, boxes are divided by the scale asked for, not by the rounded one
+  mirror_shift: bool = (
+    False  # published: True, what the mirror image shows is turned back one input pixel too far right
+  )
+  cut_last_line: bool = False  # published: True, an image as large as its canvas loses its last row or column
+
+  def __post_init__(self):
+    if not self.scales or min(self.scales) <= 0:
+      raise ValueError(f'scales must be one or more positive numbers, got {self.scales}')
+    if self.canvas_multiple < 1 or self.canvas_multiple & (self.canvas_multiple - 1):
+      raise ValueError(f'canvas_multiple must be a power of two, got {self.canvas_multiple}')
+    if self.center_rule not in CENTER_RULES:
+      raise ValueError(f'unknown center_rule {self.center_rule!r}; possible: {", ".join(CENTER_RULES)}')
+    if self.nms_method not in nms.METHODS:
+      raise ValueError(f'unknown nms_method {self.nms_method!r}; possible: {", ".join(nms.METHODS)}')
+
+  def nms_settings(self) -> dict:
+    return dict(
+      method=self.nms_method,
+      sigma=self.sigma,
+      overlap_threshold=self.overlap_threshold,
+      score_threshold=self.score_threshold,
+      max_detections=self.max_detections,
+      inclusive=self.inclusive,
+      merge_exponent=self.merge_exponent,
+    )
+
+
+PUBLISHED_CENTERNET = Settings(
+  center_rule='first', inclusive=True, stale_rows=True, nominal_scale=True, mirror_shift=True, cut_last_line=True
+)
+PUBLISHED_CENTERNET_MULTI_SCALE = dataclasses.replace(
+  PUBLISHED_CENTERNET, scales=(0.6, 1.0, 1.2, 1.5, 1.8), merge_exponent=10
+)
+PUBLISHED_CORNERNET = dataclasses.replace(PUBLISHED_CENTERNET, top_k=100, outside_margin=None)
+PUBLISHED_CORNERNET_MULTI_SCALE = dataclasses.replace(
+  PUBLISHED_CORNERNET, scales=(0.5, 0.75, 1.0, 1.25, 1.5), merge_exponent=10
+)
+
+
+def settings_for(test: Mapping, image_scale: float = 1.0) -> Settings:
+  """The settings of a config or checkpoint, for images that are worked on at `image_scale` of their resolution."""
+  known = [field.name for field in dataclasses.fields(Settings)]
+  if unknown := sorted(set(test) - set(known)):
+    raise ValueError(
+      f'unknown test settings {", ".join(unknown)}; known: {", ".join(known)}. If a checkpoint brings them, it is of '
+      'another version: update triplet_det'
+    )
+  values = {name: tuple(value) if isinstance(value, list) else value for name, value in test.items()}
+  if values['center_scale'] not in values['scales']:
+    raise ValueError(f'test.center_scale is {values["center_scale"]}: give one of test.scales, {values["scales"]}')
+  scales = tuple(scale * image_scale for scale in values.pop('scales'))
+  return Settings(scales=scales, **values | {'center_scale': values['center_scale'] * image_scale})
+
+
+def change(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+  """Settings with some values replaced; other scales without a center_scale take the one nearest to it.
+
+  Raises:
+    ValueError: an unknown name (the nearest known one is named), or a value out of range.
+  """
+  known = [field.name for field in dataclasses.fields(Settings)]
+  for name in changes:
+    if name not in known:
+      near = difflib.get_close_matches(name, known, n=1)
+      hint = f'; did you mean {near[0]!r}?' if near else '.'
+      raise ValueError(f'unknown setting {name!r}{hint} Known: {", ".join(known)}')
+  settings = dataclasses.replace(settings, **changes)
+  if 'scales' in changes and 'center_scale' not in changes:
+    nearest = min(settings.scales, key=lambda scale: abs(scale - settings.center_scale))
+    settings = dataclasses.replace(settings, center_scale=nearest)
+  return settings

@@ -1,0 +1,274 @@
+"""What a run takes of its devices, found by compiling its programs: memory, arithmetic, traffic, the least time.
+
+For the devices at hand (`--config.dry_run=true`) or for others (scripts/aot_compile.py).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from triplet_det import train
+from triplet_det.data import pipeline
+from triplet_det.detection import canvas, inference, trained_network
+from triplet_det.detection.settings import Settings, settings_for
+from triplet_det.devices import compiler, roofline, sharding
+from triplet_det.devices.compiled_program import Program, bytes_on_device, compile_program
+from triplet_det.run.progress import duration
+
+STEP, DETECTION = 'training step', 'detection'
+CLASSES = 80  # of COCO; where the data are not at hand
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What a run takes of `devices` equal devices."""
+
+  device_kind: str
+  devices: int
+  chip: roofline.Chip | None  # None: not in `roofline.CHIPS`
+  simulated: bool  # a GPU's programs compiled without the GPU: its kernels are not chosen
+  num_classes: int
+  total_steps: int
+  programs: tuple[Program, ...]
+
+  @property
+  def days(self) -> float | None:
+    """The least time of all training steps; None if it is not known."""
+    seconds = [one.bound.seconds for one in self.programs if one.name == STEP and one.bound]
+    return seconds[0] * self.total_steps / 86_400 if seconds else None
+
+
+def make_plan(
+  config: ConfigDict,
+  mesh: jax.sharding.Mesh,
+  num_classes: int,
+  *,
+  programs: Sequence[str] = (STEP, DETECTION),
+  canvas_size: tuple[int, int] | None = None,
+  hlo: epath.PathLike | None = None,
+) -> Plan:
+  """Compiles the very programs that training and evaluation by `config` would run on `mesh`.
+
+  Args:
+    config: of the run.
+    mesh: of `sharding.make_mesh`; its devices may be described only.
+    num_classes: of the data, which are not needed.
+    programs: STEP, DETECTION or both.
+    canvas_size: height and width of the images to detect objects in; default: those of the training images. Each
+      canvas size is a program of its own.
+    hlo: file for the text of the compiled training step.
+
+  Raises:
+    DoesNotFit: with both numbers.
+    ValueError: config and devices do not fit together.
+  """
+  device = mesh.devices.flat[0]
+  chip = roofline.chip_of(device)
+  built = train.build_step(config, mesh, num_classes)
+  found = []
+  if STEP in programs:
+    program, text = _training_step(built, chip, mesh.devices.size, config.accumulate)
+    found.append(program)
+    if hlo is not None:
+      epath.Path(hlo).write_text(text)
+  if DETECTION in programs:
+    settings = settings_for(config.test.to_dict(), config.image_scale)
+    own = [one for one in mesh.devices.flat if one.process_index == jax.process_index()]
+    size = canvas_size or (config.input_size, config.input_size)
+    found.append(_detection(built, chip, own, settings, config.eval_batch_size, size))
+  return Plan(
+    device_kind=device.device_kind,
+    devices=mesh.devices.size,
+    chip=chip,
+    simulated=device.platform == 'gpu' and device not in jax.devices(),
+    num_classes=num_classes,
+    total_steps=config.total_steps,
+    programs=tuple(found),
+  )
+
+
+def plan_here(config: ConfigDict) -> Plan:
+  """The plan for the devices at hand; the number of classes is that of the training data, or 80 without them."""
+  mesh = sharding.make_mesh(state_shards=config.state_shards)
+  try:
+    num_classes = len(pipeline.open_source(**config.data.train).categories)
+  except (ValueError, FileNotFoundError) as error:
+    logging.warning('the training data are not at hand, so this is for %d classes: %s', CLASSES, error)
+    num_classes = CLASSES
+  return make_plan(config, mesh, num_classes)
+
+
+def _training_step(
+  built: train.BuiltStep, chip: roofline.Chip | None, devices: int, accumulate: int
+) -> tuple[Program, str]:
+  """The step of the loop, and its text."""
+  state, images = built.state, built.batch.images
+  parts = {
+    'parameters': state.params,
+    'optimizer': state.opt_state,
+    'norm statistics': (state.step, state.batch_stats),
+    'averages': state.average,
+    'images and boxes': built.batch,
+  }
+  apply_fn = functools.partial(built.module.apply, train=True, mutable=['batch_stats'])
+  weights = {'params': state.params, 'batch_stats': state.batch_stats}
+  normalised = jax.ShapeDtypeStruct(images.shape, np.float32)
+  return compile_program(
+    STEP,
+    built.train_step.lower(state, built.batch),
+    {name: bytes_on_device(part) for name, part in parts.items()},
+    chip,
+    images=images.shape[0],
+    useful_flops=roofline.network_flops(apply_fn, weights, normalised, train=True) / devices,
+    turns=accumulate,
+    # Adam reads gradient, parameter and two moments, and writes the last three.
+    bytes_outside=7 * bytes_on_device(state.params),
+    what_helps='more devices, model.dtype=bfloat16, model.remat=blocks, accumulate, state_shards',
+  )
+
+
+def _detection(
+  built: train.BuiltStep,
+  chip: roofline.Chip | None,
+  devices: Sequence[jax.Device],
+  settings: Settings,
+  batch_size: int,
+  size: tuple[int, int],
+) -> Program:
+  """What `inference.Detector` runs for images of one `size` on the devices of a host, beside the training's state."""
+  mesh = sharding.make_mesh(list(devices))
+  over_rows, everywhere = sharding.over_data(mesh), sharding.replicated(mesh)
+  rows = inference.rows_for(batch_size, over_rows)
+  height, width = canvas.canvas_size(*size, settings.canvas_multiple)
+  canvases = jax.ShapeDtypeStruct((rows, height, width, 3), np.uint8, sharding=over_rows)
+  pair = jax.ShapeDtypeStruct((rows, 2), np.float32, sharding=over_rows)
+  placement = canvas.Placement(border=pair, size=pair, scale=pair)
+  normalised = jax.eval_shape(functools.partial(inference.network_input, settings=settings), canvases)
+  module = built.module.clone(norm_folded=True)  # as `trained_network.folded`
+  variables = jax.eval_shape(module.init, jax.random.key(0), normalised)
+  variables = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), variables)
+  apply_fn = trained_network.last_stack(module)
+  suited = trained_network.suited(apply_fn, devices)
+  propose = jax.jit(
+    functools.partial(inference.propose, suited, settings), compiler_options=compiler.options(devices[0])
+  )
+  return compile_program(
+    DETECTION,
+    propose.lower(variables, canvases, placement),
+    {
+      'parameters': bytes_on_device(variables),
+      'images and boxes': bytes_on_device((canvases, placement)),
+    },
+    chip,
+    images=rows,
+    useful_flops=roofline.network_flops(apply_fn, variables, normalised, train=False) / len(devices),
+    turns=1 if suited is apply_fn else normalised.shape[0],
+    beside={"the training's state meanwhile": bytes_on_device(built.state)},
+    what_helps='a smaller eval_batch_size, evaluation in a run of its own (mode=eval)',
+  )[0]
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+  """All numbers, in bytes, FLOPs and seconds."""
+  return dataclasses.asdict(plan) | dict(
+    days=plan.days,
+    programs=[dataclasses.asdict(one) | dict(total_memory=one.total_memory) for one in plan.programs],
+  )
+
+
+def as_text(plan: Plan) -> str:
+  """A table for the terminal."""
+  rows = [('', *(program.name for program in plan.programs)), *_rows(plan)]
+  label_width = max(len(row[0]) for row in rows)
+  widths = [max(len(row[column]) for row in rows) for column in range(1, len(plan.programs) + 1)]
+  lines = [
+    f'  {label:<{label_width}}' + ''.join(f'  {value:>{width}}' for value, width in zip(values, widths))
+    for label, *values in rows
+  ]
+  return '\n'.join([f'per device, {_title(plan)}:', *lines, *_notes(plan)])
+
+
+def as_markdown(plan: Plan) -> str:
+  """The same as Markdown."""
+  head = ['per device', *(program.name for program in plan.programs)]
+  lines = [head, ['---', *['---:'] * len(plan.programs)], *_rows(plan)]
+  table = '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+  return '\n\n'.join([_title(plan), table, *_notes(plan)])
+
+
+def _title(plan: Plan) -> str:
+  title = f'{plan.devices} x {plan.device_kind}, {plan.num_classes} classes'
+  if plan.chip:
+    title += f' ({plan.chip.flops / 1e12:g} TFLOP/s in bfloat16, {plan.chip.bandwidth / 1e9:g} GB/s)'
+  return title
+
+
+def _rows(plan: Plan) -> list[tuple[str, ...]]:
+  """(what, its value for each program)."""
+  programs = plan.programs
+
+  def row(label, value_of):
+    values = [value_of(program) for program in programs]
+    return [(label, *('-' if value is None else value for value in values))] if any(values) else []
+
+  rows = row('images per call, on all devices', lambda p: str(p.images))
+  for part in dict.fromkeys(part for program in programs for part in program.memory):
+    rows += row(f'memory: {part}', lambda p, part=part: _binary(p.memory.get(part)))
+  of = f' of {plan.chip.memory / roofline.GIB:.2f} GiB' if plan.chip else ''
+  rows += row('memory, total', lambda p: _binary(p.total_memory) + of)
+  rows += row('arithmetic, as compiled', lambda p: _decimal(p.flops, 'FLOP'))
+  rows += row('arithmetic of the network', lambda p: _decimal(p.useful_flops, 'FLOP'))
+  rows += row('memory read and written', lambda p: _decimal(p.bytes_accessed, 'B'))
+  for kind in dict.fromkeys(one.kind for program in programs for one in program.collectives):
+    found = [next((one for one in program.collectives if one.kind == kind), None) for program in programs]
+    rows.append((kind, *(f'{one.count} x, {_decimal(one.bytes, "B")}' if one else '-' for one in found)))
+  rows += row('least time', lambda p: p.bound and f'{_decimal(p.bound.seconds, "s")}, by {p.bound.by}')
+  rows += row('share of peak for the network, then', lambda p: p.bound and f'{100 * p.bound.peak_share:.1f} %')
+  rows += row('compiled in', lambda p: f'{p.compile_seconds:.0f} s')
+  return rows
+
+
+def _notes(plan: Plan) -> list[str]:
+  notes = []
+  if plan.days is not None:
+    notes.append(
+      f'{plan.total_steps:,} steps: at least {_time(plan.days)}. A bound, not a promise: arithmetic at the peak or '
+      'memory at full speed, whichever takes longer, without evaluation and without waiting for data or other devices.'
+    )
+  if plan.simulated:
+    notes.append(
+      'Compiled without the GPU, whose kernels are chosen when it is there: memory is an estimate, arithmetic and '
+      'traffic are not counted.'
+    )
+  return notes
+
+
+def _time(days: float) -> str:
+  return f'{days:.2f} days' if days >= 1 else duration(86_400 * days)
+
+
+def _binary(size: int | None) -> str | None:
+  """Bytes as people read them, None and 0 as nothing."""
+  if not size:
+    return None
+  for unit, scale in (('GiB', 2**30), ('MiB', 2**20), ('KiB', 2**10)):
+    if size >= scale:
+      return f'{size / scale:.2f} {unit}'
+  return f'{size} B'
+
+
+def _decimal(value: float | None, unit: str) -> str | None:
+  """3 digits and a prefix: 25.6 TFLOP, 354 GB, 432 ms."""
+  if value is None:
+    return None
+  for prefix, scale in (('T', 1e12), ('G', 1e9), ('M', 1e6), ('k', 1e3), ('', 1.0), ('m', 1e-3)):
+    if value >= 0.9995 * scale:  # 999.6 is 1.00 k
+      return f'{value / scale:#.3g}'.removesuffix('.') + f' {prefix}{unit}'
+  return f'{value / 1e-6:#.3g}'.removesuffix('.') + f' µ{unit}'

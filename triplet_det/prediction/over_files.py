@@ -1,0 +1,222 @@
+"""Detection over image and video files: what is done is kept as it goes, and drawn."""
+
+import dataclasses
+import glob
+import hashlib
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from triplet_det.detection import paper_figures
+from triplet_det.detection.loading import LoadedDetector, read_image
+from triplet_det.pictures import drawing, video
+from triplet_det.prediction import coco_image_ids, parts_on_disk
+from triplet_det.prediction.merge_parts import merge
+from triplet_det.prediction.parts_on_disk import WHOLE, Place, Shard, Summary
+from triplet_det.run import output_paths
+from triplet_det.run.progress import ProgressLine
+
+SHEET_ROWS = 16  # images on the sheet of figures
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', *video.SUFFIXES)
+
+
+def find_images(patterns: Sequence[str]) -> list[Path]:
+  """The image and video files that paths, folders (with their subfolders) and globs name, without repetition.
+
+  Raises:
+    FileNotFoundError: a pattern names nothing.
+    ValueError: a URL.
+  """
+  found = []
+  for pattern in patterns:
+    path = output_paths.local(pattern)
+    if path.is_dir():
+      files = sorted(p for p in path.rglob('*') if p.suffix.lower() in SUFFIXES)
+    else:
+      files = [path] if path.exists() else sorted(Path(p) for p in glob.glob(pattern, recursive=True))
+    if not files:
+      raise FileNotFoundError(
+        f'{pattern}: no such file, or a folder without images; give files that are there, or folders and patterns with '
+        f'some ({", ".join(SUFFIXES)})'
+      )
+    found += files
+  return list(dict.fromkeys(found))
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What a call of `predict` did."""
+
+  summary: Summary  # of all files; of this shard alone if there are several
+  images: int  # detected by this call; the others were done before
+  seconds: float  # compilation included
+  programs: int  # compiled for it
+
+
+def predict(
+  loaded: LoadedDetector,
+  paths: Sequence[Path],
+  out: Path,
+  *,
+  threshold: float,
+  draw: bool = True,
+  coco: bool = False,
+  annotations: Path | None = None,
+  shard: Shard = WHOLE,
+) -> Outcome:
+  """Detects on files and writes what `merge_parts.merge` lists, and a drawing (PNG) per image, into `out`.
+
+  What is done is kept in `out`/parts as it goes; the same call continues after a kill.
+
+  Args:
+    loaded: of `load`.
+    paths: image and video files.
+    out: folder, made if need be.
+    threshold: only boxes with higher scores are drawn and in the plain form; COCO results have all.
+    draw: whether to draw images and videos.
+    coco: whether to write COCO results as well, image_id being the position among all images and frames.
+    annotations: COCO JSON whose image and category ids to use instead; implies `coco`.
+    shard: the share of this process; with several, `merge_parts.merge` makes the results when all are done.
+
+  Raises:
+    ValueError: annotations that do not fit, or a run of other settings was begun in `out`.
+  """
+  categories, ids = loaded.categories, [None] * len(paths)
+  if annotations is not None:
+    known = coco_image_ids.read_ids(annotations, paths, categories)
+    categories, ids, coco = known.categories, known.images, True
+  names = picture_names(paths)
+  about = dict(
+    loaded.about,
+    test=dataclasses.asdict(loaded.tester.settings),
+    categories=categories.to_coco(),
+    files=len(paths),
+    names=hashlib.sha256('\n'.join(map(str, paths)).encode()).hexdigest(),
+    annotations=annotations and str(annotations),
+    threshold=threshold,
+    coco=coco,
+    videos={str(i): [str(path), names[i]] for i, path in enumerate(paths) if draw and video.is_video(path)},
+  )
+  part = parts_on_disk.Part(out, shard, about)
+  start, before, programs = time.monotonic(), part.summary.images, loaded.tester.num_programs
+  if not part.complete:
+    work = _Work(loaded, paths, part, shard)
+    progress = ProgressLine(work.total(), len(part.done), prefix='predict', unit='image')
+    for place, found in loaded.tester.stream(work):
+      image, path = work.images.pop(place), paths[place.item]
+      found = loaded.wrap(found)
+      if draw and not video.is_video(path):
+        drawing.save_png(out / names[place.item], found.draw(image, threshold=threshold))
+      part.add(place, str(path), found if coco else found.above(threshold), ids[place.item])
+      progress.update(len(part.done))
+    part.finish(work.frames)
+    progress.close()
+  part.close()
+  seconds, summary = time.monotonic() - start, part.summary
+  images = summary.images - before
+  if shard.count == 1:
+    summary = merge(out)
+    parts_on_disk.remove(out, shard)
+  return Outcome(summary, images, seconds, loaded.tester.num_programs - programs)
+
+
+class _Work:
+  """Iterates over (place, image) of all that a part still lacks.
+
+  Attributes:
+    images: those handed out, for whoever wants to draw on them; they are taken from here.
+    frames: videos' numbers of frames by their items, as far as they were read.
+  """
+
+  def __init__(self, loaded: LoadedDetector, paths: Sequence[Path], part: parts_on_disk.Part, shard: Shard):
+    self._loaded, self._paths, self._part, self._shard = loaded, paths, part, shard
+    self.images: dict[Place, np.ndarray] = {}
+    self.frames: dict[int, int] = {}
+
+  def total(self) -> int | None:
+    """Images and frames of the shard as the files claim; None if one does not."""
+    total = 0
+    for item, path in enumerate(self._paths):
+      if video.is_video(path):
+        claimed = video.claimed_frames(path)
+        if not claimed:
+          return None
+        total += claimed // self._shard.count
+      else:
+        total += self._shard.has(Place(item, 0))
+    return total
+
+  def __iter__(self) -> Iterator[tuple[Place, np.ndarray]]:
+    for item, path in enumerate(self._paths):
+      try:
+        for frame, image in _frames_of(path, lambda frame: self._is_wanted(Place(item, frame))):  # noqa: B023
+          if video.is_video(path):
+            self.frames[item] = frame + 1
+          if image is not None:
+            self._loaded.check(image, str(path))
+            self.images[Place(item, frame)] = image
+            yield Place(item, frame), image
+      except (ValueError, OSError) as error:  # a file that is no image, or cannot be opened
+        self.frames.pop(item, None)
+        if self._is_wanted(Place(item, 0)):
+          self._part.leave_out(Place(item, 0), str(path), str(error))
+
+  def _is_wanted(self, place: Place) -> bool:
+    return self._shard.has(place) and place not in self._part.done
+
+
+def _frames_of(path: Path, wanted: Callable[[int], bool]) -> Iterator[tuple[int, np.ndarray | None]]:
+  """(number, image) of every frame of a video; an image file is one frame."""
+  if video.is_video(path):
+    yield from video.read_frames(path, wanted)
+  elif wanted(0):
+    yield 0, read_image(path)
+
+
+def picture_names(paths: Sequence[Path]) -> list[str]:
+  """A drawing's name per file; files of one name in several folders are told apart by a number."""
+  taken, names = {}, []
+  for path in paths:
+    count = taken[path.stem] = taken.get(path.stem, 0) + 1
+    stem = path.stem if count == 1 else f'{path.stem}_{count}'
+    names.append(f'{stem}.mp4' if video.is_video(path) else f'{stem}.png')
+  return names
+
+
+def draw_figures(
+  loaded: LoadedDetector, paths: Sequence[Path], out: Path, *, threshold: float, left_out: Collection[str] = ()
+) -> None:
+  """Figs. 1, 6 and 7 of each image: heatmaps, pairs of corners kept and rejected, and a sheet of the first images.
+
+  Writes `figures/<stem>_heatmaps.png`, `figures/<stem>_pairs.png` and `figures/sheet.png`.
+
+  Args:
+    loaded: of `load`, from a checkpoint.
+    paths: as given to `predict`; videos are passed over.
+    out: the folder of `predict`, with its drawings.
+    threshold: only pairs and centers with higher scores are drawn.
+    left_out: the files that `predict` left out.
+  """
+  jobs = [
+    (path, name)
+    for path, name in zip(paths, picture_names(paths))
+    if str(path) not in left_out and not video.is_video(path)
+  ]
+  rows, done, at_once = [], 0, loaded.tester.batch_size
+  progress = ProgressLine(len(jobs), prefix='figures', unit='image')
+  for chunk in (jobs[i : i + at_once] for i in range(0, len(jobs), at_once)):
+    images = [read_image(path) for path, _ in chunk]
+    for (path, name), image, proposals in zip(chunk, images, loaded.tester.proposals(images)):
+      heatmaps = paper_figures.draw_heatmaps(image, loaded.heatmaps(image))
+      pairs = paper_figures.draw_pairs(image, proposals, loaded.categories.names, threshold=threshold)
+      for kind, panels in (('heatmaps', heatmaps), ('pairs', pairs)):
+        drawing.save_png(out / 'figures' / f'{Path(name).stem}_{kind}.png', paper_figures.side_by_side(panels))
+      if len(rows) < SHEET_ROWS:
+        rows.append([paper_figures.Panel(read_image(out / name), path.name), *heatmaps, *pairs])
+      done += 1
+      progress.update(done)
+  progress.close()
+  if rows:
+    drawing.save_png(out / 'figures' / 'sheet.png', paper_figures.sheet(rows))

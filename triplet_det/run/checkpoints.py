@@ -1,0 +1,265 @@
+"""Checkpoints of a run: the newest states to continue from, and the weights with the best AP to use.
+
+<workdir>/checkpoints/<step>/   the whole TrainState and what a restart needs to know (`RunRecord`)
+<workdir>/best/<step>/          the variables alone, and the same record
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+
+from triplet_det.categories import CategoryTable
+
+STATES, BEST = 'checkpoints', 'best'
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+  """What lies beside the weights, so that a checkpoint explains itself."""
+
+  step: int
+  categories: CategoryTable
+  model: Mapping[str, Any]  # keys of `detector.DetectorConfig`
+  test: Mapping[str, Any]  # keys of `Settings`
+  metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of the evaluation that made it the best
+  unlogged: tuple[tuple[int, Mapping[str, float]], ...] = ()  # (step, metrics) since the last line of the log
+
+  def to_json(self) -> dict:
+    return dict(dataclasses.asdict(self), categories=self.categories.to_coco())
+
+  @classmethod
+  def from_json(cls, record: Mapping) -> 'RunRecord':
+    known = [field.name for field in dataclasses.fields(cls)]
+    if unknown := sorted(set(record) - set(known)):
+      raise ValueError(
+        f'its record has {", ".join(unknown)}, this version knows {", ".join(known)}: update triplet_det'
+      )
+    unlogged = tuple((step, metrics) for step, metrics in record['unlogged'])
+    return cls(**{**record, 'categories': CategoryTable.from_coco(record['categories']), 'unlogged': unlogged})
+
+
+class Unreadable(ValueError):
+  """There are checkpoints, and none can be read."""
+
+
+class Checkpoints:
+  """Saves and restores the checkpoints below one run folder. Saves are asynchronous; `close` waits for them."""
+
+  def __init__(self, workdir: epath.PathLike, *, keep: int = 2):
+    """Args:
+    workdir: the run folder.
+    keep: how many of the newest states stay; with 2 there is one to go back to if the newest cannot be read.
+    """
+    self._root = epath.Path(workdir)
+    self._states = _manager(self._root / STATES, keep)
+    self._best = _manager(self._root / BEST, 1)
+
+  def save(self, state: Any, record: RunRecord) -> None:
+    """Saves the state of `record.step` unless that step is there already."""
+    self._save(self._states, state, record)
+
+  def save_best(self, variables: Any, record: RunRecord) -> None:
+    """Saves the variables as the best so far, and waits until they are on disk; the ones before go."""
+    self._save(self._best, variables, record)
+    self._best.wait_until_finished()
+
+  def _save(self, manager: ocp.CheckpointManager, tree: Any, record: RunRecord) -> None:
+    if record.step in manager.all_steps():
+      return
+    arguments = ocp.args.Composite(state=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(record.to_json()))
+    if not manager.save(record.step, args=arguments):
+      raise RuntimeError(f'the checkpoint of step {record.step} was not saved in {manager.directory}')
+
+  def best_metric(self, name: str) -> float:
+    """The metric of the best checkpoint so far, -inf without one or if its record cannot be read."""
+    step = self._best.latest_step()
+    if step is None:
+      return float('-inf')
+    directory = self._best.directory / str(step)
+    try:
+      return _read_record(directory).metrics[name]
+    except Exception as error:  # whatever the file system and JSON raise for broken files
+      kept = _put_aside(directory, self._root / f'{BEST}_broken')
+      logging.warning('%s cannot be read (%s): it is now %s', directory, _one_line(error), kept)
+      self._best.reload()
+      return float('-inf')
+
+  def restore_newest(self, like: Any, *, model: Mapping[str, Any]) -> tuple[Any, RunRecord] | None:
+    """The newest state that is whole, or None if the folder has none.
+
+    A state that cannot be read (the disk was full, a file is gone) gives way to the one before: it is moved to
+    `checkpoints_broken/` with a message. A save that was killed left no state, and is swept away by the next one.
+
+    Args:
+      like: a tree of ShapeDtypeStructs with shardings.
+      model: the model config of this run.
+
+    Raises:
+      ValueError: the checkpoint is of another network (names every key that differs) or another optimizer.
+      Unreadable: there are states and none can be read; they stay where they are.
+    """
+    failures = {}
+    for step in sorted(self._states.all_steps(), reverse=True):
+      directory = self._states.directory / str(step)
+      try:
+        record = _read_record(directory)
+        check_same_model(directory, record.model, model)
+        _check_state(directory, like)
+        restored = self._states.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
+      except _Misfit:
+        raise
+      except Exception as error:  # whatever orbax, tensorstore and JSON raise for broken files
+        failures[directory] = _one_line(error)
+        continue
+      for broken, reason in failures.items():
+        kept = _put_aside(broken, self._root / f'{STATES}_broken')
+        logging.warning('%s cannot be read (%s): it is now %s, step %d is used', broken, reason, kept, step)
+      self._states.reload()
+      return restored.state, record
+    if failures:
+      listed = '; '.join(f'{directory.name}: {reason}' for directory, reason in failures.items())
+      raise Unreadable(
+        f'none of the {len(failures)} checkpoints in {self._states.directory} can be read: {listed}. Copy them again, '
+        'or give another --workdir'
+      )
+    return None
+
+  def close(self) -> None:
+    """Waits until everything is on disk."""
+    for manager in (self._states, self._best):
+      manager.wait_until_finished()
+      manager.close()
+
+
+class _Misfit(ValueError):
+  """A whole checkpoint of another network."""
+
+
+def check_same_model(directory: epath.PathLike, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+  """Raises ValueError naming every differing key of two model configs."""
+  if differing := model_differences(saved, wanted):
+    raise _Misfit(
+      f'{directory} is of another network; {"; ".join(differing)}. Give another --workdir, or the config of that run'
+    )
+
+
+def model_differences(
+  saved: Mapping[str, Any], wanted: Mapping[str, Any], *, apart_from: Sequence[str] = ()
+) -> list[str]:
+  """Both values of every key in which two model configs differ, if it changes the parameters."""
+  saved, wanted = (json.loads(json.dumps(dict(m))) for m in (saved, wanted))
+  return [
+    f'{key}: {saved.get(key, "default")} there, {wanted.get(key, "default")} here'
+    for key in sorted(set(saved) | set(wanted))
+    if saved.get(key) != wanted.get(key) and key not in ('dtype', 'remat', 'norm_group', 'norm_running', *apart_from)
+  ]
+
+
+def _check_state(directory: epath.Path, like: Any) -> None:
+  """Raises ValueError when the saved and the wanted state have other parts, or only one keeps moving averages."""
+  tree = ocp.PyTreeCheckpointHandler().metadata(directory / 'state').tree
+  saved, wanted = bool(tree.get('average')), bool(getattr(like, 'average', None))
+  if saved != wanted:
+    kept = {True: 'keeps moving averages', False: 'keeps none'}
+    raise _Misfit(
+      f'{directory} {kept[saved]}, this run {kept[wanted]}: give the average_decay of that run, or another --workdir'
+    )
+  there, here = _array_names(tree), _array_names(like)
+  if there != here:
+    only = [
+      f'{len(a - b)} arrays are only {where} ({min(a - b)}, ...)'
+      for a, b, where in ((there, here, 'there'), (here, there, 'here'))
+      if a - b
+    ]
+    raise _Misfit(
+      f'{directory} is the state of another program or optimizer: {"; ".join(only)}. Give another --workdir; '
+      f'--config.init_from={directory} starts it with the weights alone'
+    )
+
+
+def _array_names(tree: Any) -> set[str]:
+  """'params/stem/conv/kernel', however the branches are made."""
+  return {jax.tree_util.keystr(at, simple=True, separator='/') for at, _ in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def load_weights(path: epath.PathLike, *, which: str = BEST) -> tuple[dict[str, Any], RunRecord]:
+  """Weights to use: ({'params', 'batch_stats'} of NumPy arrays, record).
+
+  Args:
+    path: a run folder, or one checkpoint folder (…/best/2000, …/checkpoints/2000).
+    which: in a run folder, 'best' (the newest state if there was no evaluation yet) or 'checkpoints' (the newest).
+
+  Raises:
+    FileNotFoundError: no checkpoint there.
+    ValueError: `which` is neither.
+    Unreadable: a file of the checkpoint is broken or gone.
+  """
+  if which not in (BEST, STATES):
+    raise ValueError(f'which checkpoint? {which!r} is not known; possible: {BEST}, {STATES}')
+  path = epath.Path(path).expanduser()
+  directory = path if (path / 'record').exists() else _newest_below(path, which)
+  try:
+    return _read_variables(_absolute(directory) / 'state'), _read_record(directory)
+  except Exception as error:  # whatever orbax, tensorstore and JSON raise for broken files
+    raise Unreadable(
+      f'the checkpoint {directory} cannot be read: {_one_line(error)}. Copy it again, or give another one'
+    ) from error
+
+
+def _read_variables(directory: epath.Path) -> dict[str, Any]:
+  """Parameters and statistics; of a state that keeps moving averages, those."""
+  handler = ocp.PyTreeCheckpointHandler()
+  tree = handler.metadata(directory).tree
+  averaged = bool(tree.get('average'))
+  wanted = {name: (tree['average'] if averaged else tree)[name] for name in ('params', 'batch_stats')}
+  wanted = {'average': wanted} if averaged else wanted
+  on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+  arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=on_host, partial_restore=True)
+  restored = handler.restore(directory, args=arguments)
+  return restored['average'] if averaged else restored
+
+
+def _newest_below(path: epath.Path, which: str) -> epath.Path:
+  for name in dict.fromkeys((which, STATES)):
+    folder = path / name
+    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
+    if steps:
+      return folder / str(max(steps))
+  raise FileNotFoundError(
+    f'no checkpoint in {path}: expected a run folder with {BEST}/ or {STATES}/ in it, or one checkpoint folder: give '
+    'one, or train first'
+  )
+
+
+def _manager(directory: epath.Path, keep: int) -> ocp.CheckpointManager:
+  options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+  return ocp.CheckpointManager(_absolute(directory), options=options)
+
+
+def _absolute(path: epath.Path) -> epath.Path:
+  return path if '://' in str(path) else epath.Path(path).resolve()
+
+
+def _read_record(directory: epath.Path) -> RunRecord:
+  return RunRecord.from_json(json.loads((directory / 'record' / 'metadata').read_text()))
+
+
+def _one_line(error: Exception) -> str:
+  lines = str(error).strip().splitlines()
+  return f'{type(error).__name__}: {lines[0][:200]}' if lines else type(error).__name__
+
+
+def _put_aside(directory: epath.Path, to: epath.Path) -> epath.Path:
+  to.mkdir(parents=True, exist_ok=True)
+  target = to / directory.name
+  if target.exists():
+    target.rmtree()
+  directory.rename(target)
+  return target

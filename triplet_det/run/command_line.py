@@ -1,0 +1,32 @@
+"""What the commands have in common: flags of the test settings, config pages by their names, one error line."""
+
+import argparse
+from typing import Any
+
+
+def add_settings_flags(parser: argparse.ArgumentParser) -> None:
+  """Flags of the settings that commands let a user change."""
+  scales = 'scales at which each image is tested, such as 0.6,1,1.2,1.5,1.8 (default: those of the run)'
+  parser.add_argument('--scales', type=parse_scales, metavar='S,S,...', help=scales)
+  parser.add_argument('--no_mirror', action='store_true', help='leave the mirror image out: half the time, less AP')
+  fewer = 'canvas sides + 1 are multiples of it: larger, fewer programs to compile (default: that of the run)'
+  parser.add_argument('--canvas_multiple', type=int, metavar='N', help=fewer)
+
+
+def parse_scales(text: str) -> tuple[float, ...]:
+  """'0.6,1' -> (0.6, 1.0); an ArgumentTypeError says what was expected."""
+  try:
+    scales = tuple(map(float, text.split(',')))
+  except ValueError:
+    scales = ()
+  if not scales or not min(scales) > 0:
+    raise argparse.ArgumentTypeError(f'{text!r} are no scales: give positive numbers with commas, such as 0.6,1,1.2')
+  return scales
+
+
+def changes_of(arguments: argparse.Namespace) -> dict[str, Any]:
+  """What the flags of `add_settings_flags` change, for `load`."""
+  given = dict(
+    scales=arguments.scales, mirror=False if arguments.no_mirror else None, canvas_multiple=arguments.canvas_multiple
+  )
+  return {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,165 @@
+"""Weights of another run to start from: what fits is taken over, classes by their names, the rest stays as drawn."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from flax import traverse_util
+
+from triplet_det.categories import CategoryTable
+from triplet_det.detection import loading
+from triplet_det.devices import sharding
+from triplet_det.run import checkpoints
+from triplet_det.training.train_step import TrainState
+
+Path = tuple[str, ...]
+LEAST_SHARE = 0.5  # of the parameters, below which a start is hardly better than a fresh one
+_SHOWN = 5  # class names and arrays in one line
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+  """What became of the parameters; counts are of numbers, by the module they are in.
+
+  Attributes:
+    restored: taken from the other run.
+    fresh: of this network, not in the other run: they stay as initialised.
+    ignored: of the other run, without a place in this network.
+    classes: names that both know; the rows of the heatmaps' last layers are theirs.
+    fresh_classes, ignored_classes: names that only this or only the other network knows.
+    misfits: arrays that both networks have in different shapes.
+  """
+
+  restored: Counter[str]
+  fresh: Counter[str]
+  ignored: Counter[str]
+  classes: tuple[str, ...]
+  fresh_classes: tuple[str, ...]
+  ignored_classes: tuple[str, ...]
+  misfits: tuple[str, ...]
+
+  @property
+  def share(self) -> float:
+    """Of this network's parameters that are restored."""
+    return self.restored.total() / (self.restored.total() + self.fresh.total())
+
+
+def initialise(
+  state: TrainState, checkpoint: epath.PathLike, *, categories: CategoryTable, model: Mapping[str, Any]
+) -> TrainState:
+  """A fresh state with the weights of `checkpoint` where they fit; logs a table. All hosts must call it.
+
+  Args:
+    state: fresh, with its shardings, which the result has too.
+    checkpoint: a run folder, trained or imported (its best weights are taken), one checkpoint folder in it, or 'demo'.
+    categories, model: of this run.
+
+  Raises:
+    FileNotFoundError, checkpoints.Unreadable: there is no checkpoint, or a broken one.
+    ValueError: less than half of the parameters come along; names what differs between the networks.
+  """
+  weights, record = loading.read_weights(checkpoint)
+  fresh = sharding.on_this_host({'params': state.params, 'batch_stats': state.batch_stats})
+  merged, transfer = merge(jax.device_get(fresh), weights, categories, record.categories)
+  if transfer.share < LEAST_SHARE:
+    differing = checkpoints.model_differences(record.model, model, apart_from=('num_classes',))
+    raise ValueError(
+      f'init_from={checkpoint}: only {transfer.share:.0%} of the parameters of this network are in it, '
+      f'{LEAST_SHARE:.0%} are needed; {"; ".join(differing) or "the settings of both networks agree"}. Give '
+      '--config.model the sizes of that run, or another checkpoint'
+    )
+  logging.info('weights of step %d of %s:\n%s', record.step, checkpoint, table(transfer))
+
+  def placed(new: dict, old: dict) -> dict:
+    # A copy each: on a CPU the device's array may be the NumPy array, and a step reuses the memory of its state.
+    return jax.tree.map(
+      lambda x, at: jax.make_array_from_callback(x.shape, at.sharding, lambda i: np.array(x[i])), new, old
+    )
+
+  average = state.average and {name: placed(merged[name], state.average[name]) for name in merged}
+  return dataclasses.replace(
+    state,
+    params=placed(merged['params'], state.params),
+    batch_stats=placed(merged['batch_stats'], state.batch_stats),
+    average=average,
+  )
+
+
+def merge(
+  ours: Mapping[str, Any], theirs: Mapping[str, Any], classes_here: CategoryTable, classes_there: CategoryTable
+) -> tuple[dict[str, Any], Transfer]:
+  """Variables as `ours` with the values of `theirs`, array by array where path and shape agree.
+
+  The last layers of the heatmaps have a row per class: those go class by class, by name.
+
+  Args:
+    ours, theirs: {'params', 'batch_stats'} of NumPy arrays.
+    classes_here, classes_there: what the rows mean.
+  """
+  shared = [name for name in classes_here.names if name in classes_there.names]
+  rows_here = [classes_here.names.index(name) for name in shared]
+  rows_there = [classes_there.names.index(name) for name in shared]
+  counts = {'restored': Counter(), 'fresh': Counter(), 'ignored': Counter()}
+  misfits, merged = [], {}
+  for collection in ours:
+    here, there = (traverse_util.flatten_dict(variables[collection]) for variables in (ours, theirs))
+    taken = {path: here[path].copy() for path in here}
+    restored = dict.fromkeys({**here, **there}, 0)
+    for path in here.keys() & there.keys():
+      if _has_class_rows(path) and here[path].shape[:-1] == there[path].shape[:-1]:
+        taken[path][..., rows_here] = there[path][..., rows_there]
+        restored[path] = taken[path][..., rows_here].size
+      elif not _has_class_rows(path) and here[path].shape == there[path].shape:
+        taken[path] = np.asarray(there[path], here[path].dtype)
+        restored[path] = taken[path].size
+      elif collection == 'params':
+        misfits.append(f'{"/".join(path)} {there[path].shape} there, {here[path].shape} here')
+    merged[collection] = traverse_util.unflatten_dict(taken)
+    if collection == 'params':  # running statistics go with them and are not counted
+      for path, count in restored.items():
+        sizes = {'restored': count}
+        sizes['fresh'] = here[path].size - count if path in here else 0
+        sizes['ignored'] = there[path].size - count if path in there else 0
+        for kind, size in sizes.items():
+          counts[kind][path[0]] += size
+  return merged, Transfer(
+    **counts,
+    classes=tuple(shared),
+    fresh_classes=tuple(name for name in classes_here.names if name not in shared),
+    ignored_classes=tuple(name for name in classes_there.names if name not in shared),
+    misfits=tuple(sorted(misfits)),
+  )
+
+
+def table(transfer: Transfer) -> str:
+  """Restored, re-initialised and ignored parameters per module, and the classes, for the log."""
+  columns = transfer.restored, transfer.fresh, transfer.ignored
+  lines = [f'  {"module":<18}{"restored":>13}{"re-initialised":>16}{"ignored":>13}{"share restored":>16}']
+
+  def row(name: str, numbers: Sequence[int]) -> str:
+    here = numbers[0] + numbers[1]
+    share = f'{numbers[0] / here:.1%}' if here else '-'
+    return f'  {name:<18}{numbers[0]:>13,}{numbers[1]:>16,}{numbers[2]:>13,}{share:>16}'
+
+  modules = dict.fromkeys(name for column in columns for name in column)
+  lines += [row(name, [column[name] for column in columns]) for name in modules]
+  lines.append(row('all', [column.total() for column in columns]))
+  for what, names in (
+    ('classes restored by name', transfer.classes),
+    ('classes re-initialised', transfer.fresh_classes),
+    ('classes ignored', transfer.ignored_classes),
+    ('arrays of other shapes, re-initialised', transfer.misfits),
+  ):
+    more = f', and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
+    lines.append(f'  {what}: {len(names)}' + (f' ({", ".join(names[:_SHOWN])}{more})' if names else ''))
+  return '\n'.join(lines)
+
+
+def _has_class_rows(path: Path) -> bool:
+  """Kernel [1, 1, hidden, C] and bias [C] of a heatmap's last layer."""
+  return path[-3:-1] == ('heat', 'out')
