@@ -164,6 +164,9 @@ def test_training_statistics_are_the_published_ones(network, step32, parity):
 
 @pytest.mark.parametrize('precision', ['float32', 'float64'])
 def test_loss_and_its_terms_are_the_published_ones(network, precision, request, parity):
+  """The proof is the float64 test. In float32 a term can be no closer than the maps that it is computed from, whose
+  bound in training is 1e-4: pull is made of small differences of embeddings, and how it rounds is a matter of the
+  processor (2e-6 on one, 1.3e-5 on another)."""
   step = request.getfixturevalue(dict(float32='step32', float64='step64')[precision])
   expected = network.golden[dict(float32='train/loss', float64='train/loss64')[precision]]
   focal = step.terms['focal_corner'] + step.terms.get('focal_center', 0)
@@ -171,7 +174,7 @@ def test_loss_and_its_terms_are_the_published_ones(network, precision, request, 
   what = f'small {network.name}, {precision}'
   parity(f'{what}: loss', relative_error(step.loss, expected[0]), 1e-5)
   for value, golden in zip(ours, expected[1:]):  # CornerNet's program gives the total alone
-    parity(f'{what}: terms of the loss', relative_error(value, golden), 1e-5)
+    parity(f'{what}: terms of the loss', relative_error(value, golden), dict(float32=1e-4, float64=1e-5)[precision])
 
 
 def norm_errors(gradients, golden):

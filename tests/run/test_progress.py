@@ -36,7 +36,7 @@ def shown(terminal):
     else:
       lines[-1] = lines[-1][:cursor] + piece + lines[-1][cursor + len(piece) :]
       cursor += len(piece)
-  return lines
+  return [line.rstrip() for line in lines]
 
 
 def test_training_line():
@@ -111,19 +111,60 @@ def test_unknown_total_has_no_eta():
   assert out.getvalue().splitlines()[-1] == 'frame 11  5.00 frame/s'
 
 
-def test_terminal_line_is_rewritten_in_place(monkeypatch):
-  monkeypatch.setenv('COLUMNS', '40')
-  clock, out = Clock(), Terminal()
+def terminal_of(columns: int, monkeypatch) -> Terminal:
+  monkeypatch.setenv('COLUMNS', str(columns + 1))
+  return Terminal()
+
+
+def test_a_bar_is_rewritten_in_place(monkeypatch):
+  clock, out = Clock(), terminal_of(70, monkeypatch)
   progress = ProgressLine(1000, prefix='train', stream=out, clock=clock)
   progress.update(1, loss=1.0)
+  assert shown(out) == ['train  step 1/1,000  0% |' + ' ' * 37 + '| loss 1']
   clock.now += 1
-  progress.update(2, loss=2.0, images=4)
-  assert shown(out) == ['train  step 2/1,000  0%  loss 2  4.0 im']  # 39 columns: a wrapped line cannot be rewritten
+  progress.update(501, loss=2.0, images=4)
+  (line,) = shown(out)
+  done, bar, figures = line.split('|')
+  assert (done, figures) == ('train  step 501/1,000  50% ', ' loss 2  4.0 img/s  ETA 0:01')
+  assert bar.count('█') == len(bar) // 2 and len(line) == 70
   progress.clear()
   assert shown(out) == ['']
-  progress.update(3, images=4)  # within the interval of 0.5 s
+  progress.update(502, images=4)  # within the interval of 0.5 s
   progress.close()
-  assert shown(out)[0].startswith('train  step 3/1,000  0%  loss 2  ') and shown(out)[1:] == ['']
+  assert shown(out)[0].startswith('train  step 502/1,000  50% |') and shown(out)[1:] == ['']
+
+
+def test_a_narrow_terminal_cuts_the_line(monkeypatch):
+  """A line that wraps cannot be rewritten in place."""
+  clock, out = Clock(), terminal_of(24, monkeypatch)
+  progress = ProgressLine(None, prefix='draw', unit='frame', stream=out, clock=clock)
+  progress.update(1)
+  clock.now += 1
+  progress.update(12)
+  assert shown(out) == ['draw  frame 12  11.00 fr']
+  progress.close()
+
+
+MESSAGE_ABOVE = """
+import sys
+from absl import flags, logging
+from triplet_det.run import progress
+flags.FLAGS.mark_as_parsed()
+progress.show_messages()
+sys.stderr.isatty = lambda: True
+line = progress.ProgressLine(9, prefix='train')
+line.update(1)
+logging.warning('the disk is full')
+line.update(9)
+line.close()
+"""
+
+
+def test_a_message_stands_above_the_bar():
+  root = pathlib.Path(__file__).parents[2]
+  done = subprocess.run([sys.executable, '-c', MESSAGE_ABOVE], cwd=root, capture_output=True, check=True)
+  message, bar, end = shown(Terminal(done.stderr.decode(), newline=''))
+  assert message.endswith('] the disk is full') and bar.startswith('train  step 9/9  100% |█') and not end
 
 
 def test_close_before_the_first_update_writes_nothing():
@@ -149,7 +190,7 @@ show_messages()
 others.getLogger('orbax').info('a file was written')
 logging.info('a note of some script')
 others.getLogger('orbax').warning('the disk is full')
-from triplet_det.data import coco
+from triplet_det.data import sources
 sources.log_report(type('', (), dict(path='a.json', report=dict(images=3, crowd=0))), 'train')
 """
 

@@ -1,4 +1,4 @@
-"""One line that says how far a long job is: rewritten in place on a terminal, one line per interval in a log file."""
+"""How far a long job is: a bar that is rewritten in place on a terminal (tqdm), one line per interval in a log file."""
 
 import collections
 import logging as stdlib_logging
@@ -11,8 +11,20 @@ from collections.abc import Callable
 from typing import NamedTuple, TextIO
 
 from absl import logging
+from tqdm import tqdm
 
 _WINDOW_SECONDS = 60.0  # rates and ETA are means over this much of the recent past
+
+
+class _Bar(tqdm):
+  """A bar between what is done and the figures; it is drawn when it is told to, not by a clock of its own."""
+
+  monitor_interval = 0
+  figures = ''
+
+  @property
+  def format_dict(self) -> dict:
+    return super().format_dict | {'figures': self.figures}
 
 
 class _Mark(NamedTuple):
@@ -25,7 +37,7 @@ class _Mark(NamedTuple):
 
 
 class ProgressLine:
-  """`train  step 1,200/2,600  46%  loss 3.214  31.2 img/s  input wait 2%  ETA 4:31`.
+  """`train  step 1,200/2,600  46%  loss 3.214  31.2 img/s  input wait 2%  ETA 4:31`, on a terminal with a bar in it.
 
   Rates start with the first `update`, so the compilation inside the first step does not spoil the ETA.
   """
@@ -54,8 +66,8 @@ class ProgressLine:
     """
     self._total, self._prefix, self._unit, self._clock = total, prefix, unit, clock
     self._stream = sys.stderr if stream is None else stream
-    self._terminal = self._stream.isatty()
-    self._interval = (0.5 if self._terminal else 30.0) if interval is None else interval
+    self._bar = None
+    self._interval = (0.5 if self._stream.isatty() else 30.0) if interval is None else interval
     self._step, self._images, self._waited = start_step, 0, 0.0
     self._loss = None
     self._marks = collections.deque()  # the newest is of the last written line
@@ -83,52 +95,57 @@ class ProgressLine:
       self._write()
 
   def clear(self) -> None:
-    """Wipes the line off a terminal, so that something else can be printed; the next `update` writes it again."""
-    if self._terminal:
-      self._stream.write('\r\x1b[K')
-      self._stream.flush()
+    """Wipes the bar off a terminal, so that something else can be printed; the next `update` draws it again."""
+    if self._bar is not None:
+      self._bar.clear()
 
   def close(self) -> None:
     """Writes the last state if it was not written yet, and ends the line."""
-    if not self._marks:
-      return
-    if self._written_step != self._step:
+    if self._marks and self._written_step != self._step:
       self._marks.append(_Mark(self._clock(), self._step, self._images, self._waited))
       self._write()
-    if self._terminal:
-      self._stream.write('\n')
-      self._stream.flush()
+    if self._bar is not None:
+      self._bar.close()
+      self._bar = None
 
   def _write(self) -> None:
-    text = '  '.join(self._parts())
-    if self._terminal:
-      # A line longer than the terminal is wide wraps, and can then no longer be rewritten in place.
-      text = '\r' + text[: shutil.get_terminal_size().columns - 1] + '\x1b[K'
-    self._stream.write(text if self._terminal else text + '\n')
-    self._stream.flush()
+    done = '  '.join(self._done())
+    figures = '  '.join(self._figures())
     self._written_step = self._step
+    if not self._stream.isatty():
+      self._stream.write('  '.join(filter(None, [done, figures])) + '\n')
+      self._stream.flush()
+      return
+    width = shutil.get_terminal_size().columns - 1  # a line that wraps cannot be rewritten in place
+    if self._bar is None:
+      shape = '{desc}  {figures}' if self._total is None else '{desc} |{bar}| {figures}'
+      self._bar = _Bar(total=self._total, desc=done, file=self._stream, bar_format=shape, ascii=False, ncols=width)
+    self._bar.n, self._bar.ncols, self._bar.figures = self._step, width, figures
+    self._bar.set_description_str(done, refresh=False)
+    self._bar.refresh()
 
-  def _parts(self) -> list[str]:
-    total = self._total
+  def _done(self) -> list[str]:
+    """Prefix, steps and percentage."""
     parts = [self._prefix] if self._prefix else []
-    parts.append(f'{self._unit} {self._step:,}' + ('' if total is None else f'/{total:,}'))
-    if total:
-      parts.append(f'{math.floor(100 * self._step / total)}%')
-    if self._loss is not None:
-      parts.append(f'loss {float(self._loss):.4g}')
+    parts.append(f'{self._unit} {self._step:,}' + ('' if self._total is None else f'/{self._total:,}'))
+    return parts + ([f'{math.floor(100 * self._step / self._total)}%'] if self._total else [])
+
+  def _figures(self) -> list[str]:
+    """Loss, rate, share of the time that went into waiting for the input, and the time to go."""
+    figures = [] if self._loss is None else [f'loss {float(self._loss):.4g}']
     oldest, newest = self._marks[0], self._marks[-1]
     seconds, steps, images, waited = (after - before for after, before in zip(newest, oldest))
     if seconds <= 0 or steps <= 0:
-      return parts
+      return figures
     if self._unit == 'image' or images:
-      parts.append(f'{(images or steps) / seconds:.1f} img/s')
+      figures.append(f'{(images or steps) / seconds:.1f} img/s')
     else:
-      parts.append(f'{steps / seconds:.2f} {self._unit}/s')
+      figures.append(f'{steps / seconds:.2f} {self._unit}/s')
     if waited:
-      parts.append(f'input wait {round(100 * waited / seconds)}%')
-    if total is not None:
-      parts.append(f'ETA {duration((total - self._step) * seconds / steps)}')
-    return parts
+      figures.append(f'input wait {round(100 * waited / seconds)}%')
+    if self._total is not None:
+      figures.append(f'ETA {duration((self._total - self._step) * seconds / steps)}')
+    return figures
 
 
 def duration(seconds: float) -> str:
@@ -142,8 +159,16 @@ def duration(seconds: float) -> str:
 
 
 def show_messages() -> None:
-  """Lets this package's log messages through, and of others (Orbax reports every file) the warnings only."""
+  """Lets this package's log messages through, above a bar, and of others (Orbax tells every file) only warnings."""
   logging.use_absl_handler()
   logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))
-  here = os.path.dirname(os.path.abspath(__file__)) + os.sep
-  logging.get_absl_handler().addFilter(lambda r: r.levelno >= stdlib_logging.WARNING or r.pathname.startswith(here))
+  handler = logging.get_absl_handler()
+  here = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+  handler.addFilter(lambda r: r.levelno >= stdlib_logging.WARNING or r.pathname.startswith(here))
+  emit = handler.python_handler.emit
+
+  def emit_above_the_bar(record: stdlib_logging.LogRecord) -> None:
+    with _Bar.external_write_mode(file=sys.stderr):
+      emit(record)
+
+  handler.python_handler.emit = emit_above_the_bar
