@@ -53,6 +53,7 @@ setup(
   ],
   extras_require={
     'test': [
+      'build>=1.2',
       'flatbuffers>=24',
       'ipykernel>=6.29',
       'nbclient>=0.10',
