@@ -60,8 +60,7 @@ def run(commands: Sequence[Command], folder: Path, *, timeout: float = 300, **va
 
 
 def main(asked: Path, answered: Path) -> None:
-  import scripts.paper.published.tables  # noqa: F401  what takes long to import
-
+  import scripts.paper.tables  # noqa: F401  what takes long to import
   from triplet_det.training import show_data  # noqa: F401
 
   ended = []
