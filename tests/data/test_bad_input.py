@@ -118,7 +118,7 @@ def test_contradictions_in_the_json(tmp_path, changes, message):
 def test_annotation_id_zero_is_renumbered(tmp_path):
   box = dict(image_id=1, category_id=1, bbox=[0, 0, 5, 5], area=25, iscrowd=0)
   source = _open(tmp_path, annotations=[dict(box, id=0), dict(box, id=1)])
-  assert source.report['renumbered_ids'] == 2
+  assert source.annotations.report['renumbered_ids'] == 2
   assert [a['id'] for a in source.ground_truth['annotations']] == [1, 2]
 
 
@@ -127,7 +127,7 @@ def test_box_outside_and_degenerate_box(tmp_path, caplog):
   boxes = [[30, 20, 100, 100], [5, 5, 0, 4]]
   with caplog.at_level(logging.INFO, logger='absl'):
     source = _open(tmp_path, annotations=[dict(box, id=n + 1, bbox=b) for n, b in enumerate(boxes)])
-  assert (source.report['clipped'], source.report['degenerate'], source.report['boxes']) == (1, 1, 1)
+  assert [source.annotations.report[what] for what in ('clipped', 'degenerate', 'boxes')] == [1, 1, 1]
   assert 'clipped 1, degenerate 1' in caplog.text
   np.testing.assert_allclose(source[0].boxes, [[0.75, 20 / 30, 1, 1]])
 
@@ -136,7 +136,7 @@ def test_image_without_objects(tmp_path):
   images = [dict(id=n, file_name='a.jpg' if n == 1 else 'b.jpg', height=30, width=40) for n in (1, 2)]
   (tmp_path / 'b.jpg').write_bytes(cv2.imencode('.jpg', np.zeros((30, 40, 3), np.uint8))[1].tobytes())
   source = _open(tmp_path, images=images)
-  assert source.report['images_without_boxes'] == 1
+  assert source.annotations.report['images_without_boxes'] == 1
   batch = _batch(source, batch_size=2, scales=(1.0,), border=10**9)
   assert sorted(batch['valid'].sum(axis=1)) == [0, 1]
 
@@ -187,7 +187,7 @@ def test_size_that_differs_from_the_json(tmp_path):
 
 def test_130_objects_in_128_slots(tmp_path, caplog):
   source = _open(tmp_path, objects=130)
-  assert source.report['most_boxes_in_an_image'] == 130
+  assert source.annotations.report['most_boxes_in_an_image'] == 130
   with caplog.at_level(logging.WARNING, logger='absl'):
     batch = _batch(source, input_size=127, scales=(1.0,), border=10**9, flip=False)
   assert batch['valid'].shape == (1, 128) and batch['valid'].all()

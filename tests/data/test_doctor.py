@@ -86,16 +86,12 @@ def test_repairs_with_their_first_examples(tmp_path):
   assert filled.counts[1].tolist() == [0, 2, 1]  # the crowd is an object now, of width x height
 
 
-def texts(diagnosis, *, fatal=False):
-  return [finding.text for finding in diagnosis.findings if finding.fatal == fatal]
-
-
 def test_nothing_wrong(tmp_path):
   boxes = {name: [(c['id'], [5, 5, 30, 30], 900, 0) for c in CATEGORIES] for name in ('a.png', 'b.png')}
   train = doctor.examine(write(tmp_path / 'train', boxes))
   evaluation = doctor.examine(write(tmp_path / 'val', boxes, prefix='v'))
   diagnosis = doctor.diagnose(train, evaluation, **EASY)
-  assert diagnosis.findings == () and diagnosis.fatal == ()
+  assert diagnosis.warnings == diagnosis.fatal == ()
   assert doctor_report.full(diagnosis).endswith('\n\nnothing is wrong')
   assert list(diagnosis.splits) == ['train', 'evaluation']
   assert list(doctor.diagnose(train, **EASY).splits) == ['train']
@@ -104,14 +100,14 @@ def test_nothing_wrong(tmp_path):
 def test_classes_that_are_missing(tmp_path):
   train = doctor.examine(write(tmp_path / 'train', {'a.png': [(4, [5, 5, 30, 30], 900, 0)]}))
   birds = doctor.examine(write(tmp_path / 'val', {'v.png': [(9, [5, 5, 30, 30], 900, 0)]}))
-  assert texts(doctor.diagnose(train, birds, **EASY)) == [
+  assert doctor.diagnose(train, birds, **EASY).warnings == (
     'classes of the evaluation without an object to learn from, which lower the AP: 1 (first: bird)',
     'classes without any object, of which nothing can be learnt: 1 (first: dog)',
     'classes without an object in the evaluation, so that nobody will know how well they are found: 1 (first: cat)',
-  ]
-  assert texts(doctor.diagnose(train, **EASY)) == [
-    'classes without any object, of which nothing can be learnt: 2 (first: dog, bird)'
-  ]
+  )
+  assert doctor.diagnose(train, **EASY).warnings == (
+    'classes without any object, of which nothing can be learnt: 2 (first: dog, bird)',
+  )
 
 
 def test_other_categories_stop_a_training(tmp_path):
@@ -140,26 +136,26 @@ def test_tiny_objects_and_small_images(tmp_path):
   }
   train = doctor.examine(write(tmp_path), scale=0.5)
   diagnosis = doctor.diagnose(train, input_size=39, crop_scales=(2.0, 1.0), max_objects=8)
-  assert not [text for text in texts(diagnosis) if 'smaller' in text]
+  assert not [text for text in diagnosis.warnings if 'smaller' in text]
   train = doctor.examine(write(tmp_path / 'tiny', boxes), scale=0.5)
-  tiny, small = texts(doctor.diagnose(train, input_size=41, crop_scales=(2.0, 1.0), max_objects=8))
+  tiny, small = doctor.diagnose(train, input_size=41, crop_scales=(2.0, 1.0), max_objects=8).warnings
   assert tiny.startswith('67% of the objects are smaller than 8 x 8 pixels') and '0.5 (median 7.0)' in tiny
   assert small.startswith('1 of 2 training images are smaller at image_scale 0.5 than the smallest crop of 41 pixels')
   assert small.endswith('(first: d.png)')
   boxes['a.png'].pop()
   train = doctor.examine(write(tmp_path / 'all', boxes), scale=0.5)
-  assert texts(doctor.diagnose(train, **EASY))[1].startswith('all objects are smaller than 8 x 8 pixels')
+  assert doctor.diagnose(train, **EASY).warnings[1].startswith('all objects are smaller than 8 x 8 pixels')
 
 
 def test_more_objects_than_slots(tmp_path):
   train = doctor.examine(write(tmp_path))
-  [text] = [t for t in texts(doctor.diagnose(train, **{**EASY, 'max_objects': 4})) if 'max_objects' in t]
+  [text] = [t for t in doctor.diagnose(train, **{**EASY, 'max_objects': 4}).warnings if 'max_objects' in t]
   assert text.startswith('1 training images have more than 4 objects') and 'up to 5:' in text and 'a.png' in text
-  assert not [t for t in texts(doctor.diagnose(train, **{**EASY, 'max_objects': 5})) if 'max_objects' in t]
+  assert not [t for t in doctor.diagnose(train, **{**EASY, 'max_objects': 5}).warnings if 'max_objects' in t]
 
 
 def in_both(diagnosis):
-  return [text for text in texts(diagnosis) if 'evaluated images' in text]
+  return [text for text in diagnosis.warnings if 'evaluated images' in text]
 
 
 def test_images_in_both_splits(tmp_path):
@@ -210,7 +206,7 @@ def test_the_few_lines_before_training(tmp_path):
   assert lines[1].endswith('at image_scale 1 small 33%, medium 50%, large 17%')
   assert lines[2].startswith('  boxes without width or height inside their image, left out: 1; boxes that reach')
   assert len(lines) == 4
-  many = doctor.Diagnosis({'train': train}, tuple(doctor.Finding(f'number {n}', fatal=n < 2) for n in range(9)))
+  many = doctor.Diagnosis({'train': train}, ('number 0', 'number 1'), tuple(f'number {n}' for n in range(2, 9)))
   lines = doctor_report.brief(many)
   assert len(lines) == doctor_report.BRIEF == 10
   assert lines[3] == 'wrong: number 0' and lines[5] == 'warning: number 2'
@@ -233,6 +229,6 @@ def test_a_test_set_without_boxes(tmp_path):
     'coco_json', images=tmp_path / 'test', annotations=path, split='validation', require_boxes=False
   )
   diagnosis = doctor.diagnose(train, doctor.examine(source), **EASY)
-  assert f'{path} has no object to find: there will be no metrics' in texts(diagnosis)
+  assert f'{path} has no object to find: there will be no metrics' in diagnosis.warnings
   assert 'evaluation: 4 images, 0 objects: cat 0, dog 0, bird 0' in doctor_report.brief(diagnosis)
   assert 'evaluation' in doctor_report.full(diagnosis)

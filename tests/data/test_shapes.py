@@ -349,7 +349,7 @@ def test_other_settings_have_another_directory(tiny):
 
 
 PREPARE = (
-  'import sys; from triplet_det.data import shapes; '
+  'import sys; from triplet_det.data import shapes_dataset; '
   'print(shapes_dataset.prepare(sys.argv[1], train_images=int(sys.argv[2]), validation_images=int(sys.argv[3])))'
 )
 

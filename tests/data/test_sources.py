@@ -82,14 +82,16 @@ def test_sources_agree_to_the_bit(tiny, prepared, split, folder):
   for i in range(len(ours)):
     a, b = ours[i], theirs[i]
     assert a.encoded == b.encoded == (tiny.images(folder) / a.file_name).read_bytes()
-    assert (a.image_id, a.file_name) == (b.image_id, b.file_name) == (ours.image_ids[i], ours.file_names[i])
+    assert (a.image_id, a.file_name) == (b.image_id, b.file_name) == (ours.image_ids[i], ours.annotations.file_names[i])
     for field in ('boxes', 'classes', 'crowd'):
       x, y = getattr(a, field), getattr(b, field)
       assert x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
     decoded = cv2.imdecode(np.frombuffer(a.encoded, np.uint8), cv2.IMREAD_COLOR)
     assert a.size == decoded.shape[:2] == ours.image_sizes[i]
-  for what in ('categories', 'image_ids', 'image_sizes', 'file_names', 'report', 'ground_truth'):
+  for what in ('categories', 'image_ids', 'image_sizes', 'ground_truth'):
     assert getattr(ours, what) == getattr(theirs, what)
+  for what in ('file_names', 'report'):
+    assert getattr(ours.annotations, what) == getattr(theirs.annotations, what)
 
 
 def test_pickles_are_small_and_work(tiny, prepared):
@@ -126,9 +128,10 @@ def test_other_image_formats_subfolders_and_own_names(tmp_path):
   prepare_tfds.prepare([prepare_tfds.Split('test', images, path)], tmp_path, config='own')
   theirs = sources.TfdsSource('coco/own', tmp_path, 'test', require_boxes=False)
   ours = sources.JsonSource(images, path, 'test', require_boxes=False)
-  assert ours.file_names == theirs.file_names and sorted(ours.file_names) == sorted(names)
-  assert ours.report == theirs.report
-  for i, name in enumerate(ours.file_names):
+  stored = ours.annotations.file_names
+  assert stored == theirs.annotations.file_names and sorted(stored) == sorted(names)
+  assert ours.annotations.report == theirs.annotations.report
+  for i, name in enumerate(stored):
     assert ours[i].encoded == theirs[i].encoded == (images / name).read_bytes()
     assert ours[i].boxes.shape == theirs[i].boxes.shape == (0, 4)
   assert ours.ground_truth['annotations'] == []

@@ -165,7 +165,7 @@ def test_rows_by_hand(tmp_path):
   assert metrics['everything']['AP'] == pytest.approx(1)
 
   detector = inference.Detector(lambda v, images: Network(one_pair).apply(v, images)[-1], {}, settings)
-  images = [cv2.imread(str(tmp_path / name)) for name in source.file_names]
+  images = [cv2.imread(str(tmp_path / name)) for name in source.annotations.file_names]
   found = coco_results.results_rows(zip(source.image_ids, detector(images)), source.categories)
   standard = coco_ap.evaluate(source.ground_truth, found)
   assert {name: standard[name] for name in error_analysis.METRICS} == pytest.approx(metrics['nothing'], nan_ok=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.tiny_detector import CATEGORIES, Colours, stand_in
-from triplet_det import predict
+from triplet_det.detection.loading import read_image
 from triplet_det.pictures import video
 from triplet_det.prediction import over_files
 from triplet_det.prediction.merge_parts import merge
@@ -56,7 +56,7 @@ def test_rows_are_in_the_order_of_files_and_frames(at_once, files):
   assert len(coco) == 3 * len(plain)  # all scores
   finder, boxes = Colours(), 0
   for position, row in enumerate(plain):
-    image = predict.read_image(row['image']) if 'frame' not in row else dict(video.read_frames(files[2]))[row['frame']]
+    image = read_image(row['image']) if 'frame' not in row else dict(video.read_frames(files[2]))[row['frame']]
     wanted = finder.find(image)
     above = int((wanted.scores > 0.5).sum())
     boxes += above

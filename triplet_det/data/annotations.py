@@ -1,13 +1,11 @@
-"""A COCO JSON, checked and packed: what is wrong is an error or a counted repair.
-
-Two views of one file: `read_annotations` packs the boxes into arrays that are cheap to send to workers, and
-`read_ground_truth` gives pycocotools the dictionary as it was written, with the repairs that pycocotools needs.
-"""
+"""The packed form in which a split's boxes go to the workers, whatever layout they were read from."""
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from etils import epath
 
 from triplet_det.categories import CategoryTable
 
@@ -17,8 +15,8 @@ class Annotations:
   """The M images of a split and their n training boxes, image after image.
 
   Attributes:
-    path: the JSON they were read from.
-    categories: the class index is the position in the JSON's `categories`, as in TFDS.
+    path: the file they were read from.
+    categories: the class index is the position in the file's list of categories, as in TFDS.
     image_ids: [M] int64.
     image_sizes: [M, 2] int32 (height, width), pixels.
     file_names: M names, relative to the folder of images.
@@ -43,8 +41,8 @@ class Annotations:
   crowd: np.ndarray
   ids: np.ndarray
   areas: np.ndarray
-  report: dict[str, int]
-  examples: dict[str, tuple[str, ...]]
+  report: Mapping[str, int]
+  examples: Mapping[str, tuple[str, ...]]
 
   def __len__(self) -> int:
     return len(self.file_names)
@@ -61,16 +59,63 @@ class Annotations:
     keys = [hashlib.md5((split + name.replace('\\', '/')).encode()).digest() for name in self.file_names]
     order = np.array(sorted(range(len(self)), key=keys.__getitem__), np.int64)
     rows = np.concatenate([np.arange(self.starts[i], self.starts[i + 1]) for i in order])
-    counts = np.diff(self.starts)[order]
-    return dataclasses.replace(
-      self,
-      image_ids=self.image_ids[order],
-      image_sizes=self.image_sizes[order],
-      file_names=tuple(self.file_names[i] for i in order),
-      starts=np.concatenate([[0], np.cumsum(counts)]),
-      boxes=self.boxes[rows],
-      classes=self.classes[rows],
-      crowd=self.crowd[rows],
-      ids=self.ids[rows],
-      areas=self.areas[rows],
-    )
+    of_images = {name: getattr(self, name)[order] for name in ('image_ids', 'image_sizes')}
+    of_boxes = {name: getattr(self, name)[rows] for name in ('boxes', 'classes', 'crowd', 'ids', 'areas')}
+    starts = np.concatenate([[0], np.cumsum(np.diff(self.starts)[order])])
+    names = tuple(self.file_names[i] for i in order)
+    return dataclasses.replace(self, file_names=names, starts=starts, **of_images, **of_boxes)
+
+
+def pack(data: Mapping, path: epath.PathLike, repaired: Mapping[str, Sequence[str]] | None = None) -> Annotations:
+  """Packs a COCO dictionary; boxes are cut at the edges of their image, and empty ones left out.
+
+  Args:
+    data: images, categories and annotations, which have area and iscrowd and contradict each other nowhere.
+    path: the file they were read from.
+    repaired: what was done to become so -> where; for `report` and `examples`, as the boxes that are cut or left out.
+  """
+  categories = CategoryTable.from_coco(data['categories'])
+  class_of = {category_id: index for index, category_id in enumerate(categories.ids)}
+  position = {image['id']: i for i, image in enumerate(data['images'])}
+  annotations = sorted(data['annotations'], key=lambda annotation: position[annotation['image_id']])
+  image_of = np.array([position[annotation['image_id']] for annotation in annotations], np.int64)
+  image_sizes = np.array([(image['height'], image['width']) for image in data['images']], np.int32)
+
+  # The order of operations is TFDS's, so that the float32 values agree to the bit.
+  x, y, w, h = np.array([annotation['bbox'] for annotation in annotations], np.float64).reshape(-1, 4).T
+  height, width = image_sizes[image_of].T
+  fractions = np.stack([x / width, y / height, (x + w) / width, (y + h) / height], axis=1)
+  inside = fractions.clip(0, 1)
+  boxes = inside.astype(np.float32)
+  full = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+  kept = [annotations[n] for n in np.flatnonzero(full)]
+  counts = np.bincount(image_of[full], minlength=len(position))
+  crowd = np.array([annotation['iscrowd'] for annotation in kept], bool)
+  file_names = tuple(image['file_name'] for image in data['images'])
+
+  def told(chosen: np.ndarray) -> list[str]:
+    return [f'{file_names[image_of[n]]} {annotations[n]["bbox"]}' for n in np.flatnonzero(chosen)]
+
+  found = dict(
+    images=len(file_names),
+    images_without_boxes=int((counts == 0).sum()),
+    boxes=len(kept),
+    most_boxes_in_an_image=int(counts.max()),
+    crowd=int(crowd.sum()),
+  )
+  repaired = dict(clipped=told((inside != fractions).any(axis=1)), degenerate=told(~full), **(repaired or {}))
+  return Annotations(
+    path=str(path),
+    categories=categories,
+    image_ids=np.array(list(position), np.int64),
+    image_sizes=image_sizes,
+    file_names=file_names,
+    starts=np.concatenate([[0], np.cumsum(counts)]),
+    boxes=boxes[full],
+    classes=np.array([class_of[annotation['category_id']] for annotation in kept], np.int32),
+    crowd=crowd,
+    ids=np.array([annotation['id'] for annotation in kept], np.int64),
+    areas=np.array([annotation['area'] for annotation in kept], np.float64),
+    report=found | {what: len(where) for what, where in repaired.items()},
+    examples={what: tuple(where[:3]) for what, where in repaired.items()},
+  )

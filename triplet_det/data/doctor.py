@@ -3,7 +3,6 @@
 NumPy only. Everything but `read_every_image` looks at the annotations alone and takes no longer than reading them.
 """
 
-import concurrent.futures
 import dataclasses
 import hashlib
 import posixpath
@@ -14,7 +13,7 @@ import numpy as np
 from triplet_det.categories import CategoryTable
 from triplet_det.data import image_files
 from triplet_det.data.annotations import Annotations
-from triplet_det.data.pipeline import Source
+from triplet_det.data.pipeline import Source, read_ahead
 
 SIZES = ('small', 'medium', 'large')
 AREAS = (32**2, 96**2)  # pixels; COCO's borders between them
@@ -85,27 +84,17 @@ class Files:
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
-  """Something wrong: with `fatal`, training cannot go on with it."""
-
-  text: str
-  fatal: bool = False
-
-  def __str__(self) -> str:
-    return f'{"wrong" if self.fatal else "warning"}: {self.text}'
-
-
-@dataclasses.dataclass(frozen=True)
 class Diagnosis:
-  """The splits, by the names that a report gives them, and what is wrong, what stops a training first."""
+  """The splits, by the names that a report gives them, and what is wrong."""
 
   splits: Mapping[str, Examination]
-  findings: tuple[Finding, ...]
+  fatal: tuple[str, ...]  # what a training cannot go on with
+  warnings: tuple[str, ...]
 
   @property
-  def fatal(self) -> tuple[str, ...]:
-    """What a training cannot go on with."""
-    return tuple(finding.text for finding in self.findings if finding.fatal)
+  def findings(self) -> list[str]:
+    """What is wrong as lines, what stops a training first."""
+    return [f'wrong: {text}' for text in self.fatal] + [f'warning: {text}' for text in self.warnings]
 
 
 def examine(source: Source, *, scale: float = 1.0, crowds_are_objects: bool = False) -> Examination:
@@ -151,31 +140,25 @@ def _repairs(known: Annotations, left_out: np.ndarray) -> tuple[Repair, ...]:
   return tuple(repair for repair in found if repair.count)
 
 
-def read_every_image(source: Source, progress: Callable[[int], None], *, num_threads: int = 2) -> Files:
+def read_every_image(source: Source, progress: Callable[[int], None]) -> Files:
   """Reads and decodes every image once, as training does; `progress` is told how many are done."""
 
-  names = source.file_names
-
-  def read(index: int) -> tuple[str, str, str]:
-    name = names[index]
+  def read(index: int) -> tuple[str, str]:
     try:
       record = source[index]
       image_files.decode_image(record.encoded, record.file_name, size=record.size)
     except (OSError, ValueError) as error:
-      return name, '', str(error)
-    return name, hashlib.md5(record.encoded).hexdigest(), ''
+      return '', str(error)
+    return hashlib.md5(record.encoded).hexdigest(), ''
 
   digests, unreadable = {}, {}
-  pool = concurrent.futures.ThreadPoolExecutor(num_threads)
-  try:
-    for done, (name, digest, problem) in enumerate(pool.map(read, range(len(names))), start=1):
-      if problem:
-        unreadable[name] = problem
-      else:
-        digests[name] = digest
-      progress(done)
-  finally:
-    pool.shutdown(wait=False, cancel_futures=True)
+  for index, (digest, problem) in enumerate(read_ahead(read, range(len(source)))):
+    name = source.annotations.file_names[index]
+    if problem:
+      unreadable[name] = problem
+    else:
+      digests[name] = digest
+    progress(index + 1)
   return Files(digests, unreadable)
 
 
@@ -197,74 +180,67 @@ def diagnose(
     max_objects: slots per image.
     files: of both splits if they were read.
   """
-  findings = []
+  fatal, warnings = [], []
   if not train.objects.any():
     nothing = f'{train.path} has no object to learn: {train.crowds} boxes, all around groups (iscrowd)'
-    findings.append(Finding(f'{nothing}; augment.train_on_crowd=True takes these for objects', True))
-  for one in files:
-    findings += [Finding(f'unreadable: {problem}', True) for problem in one.unreadable.values()]
+    fatal.append(f'{nothing}; augment.train_on_crowd=True takes these for objects')
+  fatal += [f'unreadable: {problem}' for one in files for problem in one.unreadable.values()]
   if evaluation and evaluation.categories != train.categories:
     ours, theirs = (set(split.categories.names) for split in (train, evaluation))
     what = f'only in training {sorted(ours - theirs)}, only in evaluation {sorted(theirs - ours)}'
     what = what if ours != theirs else 'same names in another order or with other ids'
-    findings.append(Finding(f'the categories of training and evaluation differ: {what}', True))
+    fatal.append(f'the categories of training and evaluation differ: {what}')
   elif train.objects.any():
-    findings += _missing_classes(train, evaluation)
-  findings += _sizes(train, input_size * min(crop_scales))
+    warnings += _missing_classes(train, evaluation)
+  warnings += _sizes(train, input_size * min(crop_scales))
   if full := [name for name, count in zip(train.file_names, train.objects) if count > max_objects]:
-    findings.append(
-      Finding(
-        f'{len(full):,} training images have more than {max_objects} objects (augment.max_objects), up to '
-        f'{train.objects.max():,}: if more are in a crop, the smallest are left out' + first_of(full)
-      )
+    warnings.append(
+      f'{len(full):,} training images have more than {max_objects} objects (augment.max_objects), up to '
+      f'{train.objects.max():,}: if more are in a crop, the smallest are left out' + first_of(full)
     )
   if evaluation:
-    findings += _in_both(train, evaluation, files)
+    warnings += _in_both(train, evaluation, files)
   splits = {'train': train} | ({'evaluation': evaluation} if evaluation else {})
-  return Diagnosis(splits, tuple(sorted(findings, key=lambda finding: not finding.fatal)))
+  return Diagnosis(splits, tuple(fatal), tuple(warnings))
 
 
-def _missing_classes(train: Examination, evaluation: Examination | None) -> list[Finding]:
+def _missing_classes(train: Examination, evaluation: Examination | None) -> list[str]:
   if evaluation and not evaluation.objects.any():
-    return [Finding(f'{evaluation.path} has no object to find: there will be no metrics')]
+    return [f'{evaluation.path} has no object to find: there will be no metrics']
   measured = evaluation.per_class if evaluation else {}
   unseen = [name for name, count in train.per_class.items() if not count]
-  only_measured = [name for name in unseen if measured.get(name)]
-  never_seen = [name for name in unseen if name not in only_measured]
-  unmeasured = [name for name, count in measured.items() if not count and name not in unseen]
-  groups = (
-    (only_measured, 'classes of the evaluation without an object to learn from, which lower the AP'),
-    (never_seen, 'classes without any object, of which nothing can be learnt'),
-    (unmeasured, 'classes without an object in the evaluation, so that nobody will know how well they are found'),
-  )
-  return [Finding(f'{what}: {len(names)}' + first_of(names)) for names, what in groups if names]
+  groups = {
+    'classes of the evaluation without an object to learn from, which lower the AP': [
+      name for name in unseen if measured.get(name)
+    ],
+    'classes without any object, of which nothing can be learnt': [name for name in unseen if not measured.get(name)],
+    'classes without an object in the evaluation, so that nobody will know how well they are found': [
+      name for name, count in measured.items() if not count and name not in unseen
+    ],
+  }
+  return [f'{what}: {len(names)}' + first_of(names) for what, names in groups.items() if names]
 
 
-def _sizes(train: Examination, smallest_crop: float) -> list[Finding]:
-  findings = []
+def _sizes(train: Examination, smallest_crop: float) -> list[str]:
+  warnings = []
   tiny = (train.sides < TINY).mean() if len(train.sides) else 0
   if tiny > 0.5:
     which = 'all objects are' if tiny == 1 else f'{tiny:.0%} of the objects are'
-    findings.append(
-      Finding(
-        f'{which} smaller than {TINY} x {TINY} pixels, two cells of the output, at image_scale {train.scale:g} '
-        f'(median {np.median(train.sides):.1f}): give a larger image_scale'
-      )
+    warnings.append(
+      f'{which} smaller than {TINY} x {TINY} pixels, two cells of the output, at image_scale {train.scale:g} '
+      f'(median {np.median(train.sides):.1f}): give a larger image_scale'
     )
   inside = train.image_sizes.max(axis=1) * train.scale < smallest_crop
   if inside.mean() > 0.1:
-    names = [train.file_names[i] for i in np.flatnonzero(inside)]
-    findings.append(
-      Finding(
-        f'{len(names):,} of {len(inside):,} training images are smaller at image_scale {train.scale:g} than the '
-        f'smallest crop of {smallest_crop:.0f} pixels, so the network sees much black around them: give a smaller '
-        'input_size or a larger image_scale' + first_of(names)
-      )
+    warnings.append(
+      f'{inside.sum():,} of {len(inside):,} training images are smaller at image_scale {train.scale:g} than the '
+      f'smallest crop of {smallest_crop:.0f} pixels, so the network sees much black around them: give a smaller '
+      'input_size or a larger image_scale' + first_of([train.file_names[i] for i in np.flatnonzero(inside)])
     )
-  return findings
+  return warnings
 
 
-def _in_both(train: Examination, evaluation: Examination, files: Sequence[Files]) -> list[Finding]:
+def _in_both(train: Examination, evaluation: Examination, files: Sequence[Files]) -> list[str]:
   """Images of the evaluation that are trained on: by the bytes of the files if they were read, else by their names."""
   if len(files) == 2:
     trained = set(files[0].digests.values())
@@ -274,9 +250,8 @@ def _in_both(train: Examination, evaluation: Examination, files: Sequence[Files]
     trained = {posixpath.basename(name) for name in train.file_names}
     both = [name for name in evaluation.file_names if posixpath.basename(name) in trained]
     what = 'have the file name of a training image (mode check_data compares their bytes)'
-  if not both:
-    return []
-  return [Finding(f'{len(both):,} of {len(evaluation.file_names):,} evaluated images {what}' + first_of(both))]
+  count = f'{len(both):,} of {len(evaluation.file_names):,} evaluated images'
+  return [f'{count} {what}' + first_of(both)] if both else []
 
 
 def first_of(names: Sequence[str]) -> str:

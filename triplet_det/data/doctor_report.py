@@ -24,7 +24,7 @@ def brief(diagnosis: Diagnosis) -> list[str]:
     lines.append(f'  per image {_spread(split.objects)}; at image_scale {split.scale:g} {sizes}')
     if split.repairs:
       lines.append('  ' + '; '.join(f'{repair.what}: {repair.count:,}' for repair in split.repairs))
-  findings = [str(finding) for finding in diagnosis.findings]
+  findings = diagnosis.findings
   if len(lines) + len(findings) > BRIEF:
     shown = BRIEF - len(lines) - 1
     findings[shown:] = [f'and {len(findings) - shown} more, which --config.mode=check_data shows']
@@ -49,7 +49,7 @@ def full(diagnosis: Diagnosis) -> str:
   for title, split in diagnosis.splits.items():
     lines += ['', *_class_table(title, split)]
   lines.append(f'\nsizes by the annotated area at image_scale: small < {AREAS[0]} <= medium < {AREAS[1]} <= large')
-  lines += ['', *(map(str, diagnosis.findings or ['nothing is wrong']))]
+  lines += ['', *(diagnosis.findings or ['nothing is wrong'])]
   return '\n'.join(lines)
 
 

@@ -4,37 +4,17 @@ It is the same after a restart, with any number of workers, and on any number of
 h * b to (h + 1) * b of the batch that one host would make. So a checkpoint needs no state of the input.
 """
 
-import collections
-import concurrent.futures
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any
 
 import grain
 import numpy as np
 from absl import logging
 
-from triplet_det.categories import CategoryTable
 from triplet_det.data import augmentation, image_files, shapes_dataset
-from triplet_det.data.annotations import Annotations
-from triplet_det.data.sources import JsonSource, Record, TfdsSource
-
-
-class Source(Protocol):
-  """What `JsonSource` and `TfdsSource` have in common; lists are in the order of the records."""
-
-  categories: CategoryTable
-  ground_truth: dict
-  image_ids: list[int]
-  image_sizes: list[tuple[int, int]]
-  file_names: list[str]
-  report: dict[str, int]
-  annotations: Annotations
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, index: int) -> Record: ...
-
+from triplet_det.data.sources import JsonSource, Record, Source, TfdsSource
 
 _FORMATS: Mapping[str, Callable[..., Source]] = {
   'coco_json': JsonSource,
@@ -66,42 +46,31 @@ def open_source(format: str, **settings) -> Source:
   return _FORMATS[format](**settings)
 
 
-class _Augment(grain.transforms.RandomMap):
-  """Record -> one row of a batch."""
-
-  def __init__(
-    self,
-    *,
-    input_size: int,
-    scales: Sequence[float],
-    border: int,
-    flip: bool,
-    max_objects: int,
-    train_on_crowd: bool,
-  ):
-    self._input_size = input_size
-    self._draw = dict(scales=tuple(scales), border=border, flip=flip)
-    self._max_objects = max_objects
-    self._train_on_crowd = train_on_crowd
-
-  def random_map(self, element: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    image = image_files.decode_image(element.encoded, element.file_name, size=element.size)
-    height, width = image.shape[:2]
-    keep = ~element.crowd | self._train_on_crowd
-    boxes = element.boxes[keep] * np.array([width, height, width, height], np.float64)
-    draws = augmentation.draw(rng, height, width, **self._draw)
-    example = augmentation.apply(image, boxes, element.classes[keep], draws, self._input_size)
-    if len(example.boxes) > self._max_objects:
-      logging.log_first_n(
-        logging.WARNING,
-        '%s: %d objects for %d slots (max_objects); the smallest are left out, here and in images to come',
-        1,
-        element.file_name,
-        len(example.boxes),
-        self._max_objects,
-      )
-    boxes, classes, valid = augmentation.pad(example, self._max_objects)
-    return dict(images=example.image, boxes=boxes, classes=classes, valid=valid)
+def _augmented(
+  record: Record,
+  rng: np.random.Generator,
+  *,
+  input_size: int,
+  max_objects: int,
+  train_on_crowd: bool,
+  **draw_settings,
+) -> dict[str, np.ndarray]:
+  """One row of a batch."""
+  image = image_files.decode_image(record.encoded, record.file_name, size=record.size)
+  height, width = image.shape[:2]
+  keep = ~record.crowd | train_on_crowd
+  boxes = record.boxes[keep] * np.array([width, height, width, height], np.float64)
+  draws = augmentation.draw(rng, height, width, **draw_settings)
+  example = augmentation.apply(image, boxes, record.classes[keep], draws, input_size)
+  if len(example.boxes) > max_objects:
+    logging.log_first_n(
+      logging.WARNING,
+      '%s: %d objects for %d slots (max_objects); the smallest are left out, here and in images to come',
+      1,
+      *(record.file_name, len(example.boxes), max_objects),
+    )
+  boxes, classes, valid = augmentation.pad(example, max_objects)
+  return dict(images=example.image, boxes=boxes, classes=classes, valid=valid)
 
 
 def train_batches(
@@ -154,9 +123,10 @@ def train_batches(
     raise ValueError(f'host {host_index} of {host_count} hosts')
   if input_size < 1 or max_objects < 1 or not scales or min(scales) <= 0:
     raise ValueError(f'must be positive: input_size {input_size}, max_objects {max_objects}, scales {tuple(scales)}')
-  transform = _Augment(
+  transform = functools.partial(
+    _augmented,
     input_size=input_size,
-    scales=scales,
+    scales=tuple(scales),
     border=border,
     flip=flip,
     max_objects=max_objects,
@@ -173,10 +143,8 @@ def train_batches(
   return iter(dataset)
 
 
-def load_images(
-  source: Source, indices: Iterable[int], num_threads: int = 2
-) -> Iterator[tuple[int, Record, np.ndarray]]:
-  """Whole decoded images for evaluation, in order, read ahead by threads.
+def load_images(source: Source, indices: Iterable[int]) -> Iterator[tuple[int, Record, np.ndarray]]:
+  """Whole decoded images for evaluation, in order, read ahead.
 
   Yields:
     index, record, image [H, W, 3] uint8 RGB.
@@ -189,14 +157,14 @@ def load_images(
     record = source[index]
     return index, record, image_files.decode_image(record.encoded, record.file_name, size=record.size)
 
-  pool = concurrent.futures.ThreadPoolExecutor(num_threads)
-  waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+  return read_ahead(load, indices)
+
+
+def read_ahead(load: Callable[[int], Any], indices: Iterable[int]) -> Iterator[Any]:
+  """What `load` gives for each index, in order; two threads load the next ones meanwhile."""
+  read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+  loaded = iter(grain.MapDataset.source(list(indices)).map(load).to_iter_dataset(read))
   try:
-    for index in indices:
-      waiting.append(pool.submit(load, index))
-      if len(waiting) > 2 * num_threads:
-        yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()
+    yield from loaded
   finally:
-    pool.shutdown(wait=False, cancel_futures=True)
+    loaded.close()

@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
+from tqdm import tqdm
 
+from triplet_det.categories import CategoryTable
+from triplet_det.data import sources
 from triplet_det.data.annotations import Annotations
 from triplet_det.data.image_files import decode_image
 from triplet_det.data.layouts.coco_json import read_annotations
-from triplet_det.data.sources import check_files
 
 # The official files: name in the download -> split of TFDS, folder of images, JSON. {0} is the year.
 _OFFICIAL = {
@@ -51,9 +53,8 @@ def official_splits(root: epath.PathLike, names: Sequence[str] = ('train2017', '
       raise ValueError(
         f'unknown COCO split {given!r}; possible: {list(_OFFICIAL)}, each followed by the year, such as val2017'
       )
-    name, images, annotations = _OFFICIAL[match[1]]
-    year = match[2]
-    splits.append(Split(name, root / images.format(year), root / 'annotations' / annotations.format(year)))
+    name, images, annotations = (text.format(match[2]) for text in _OFFICIAL[match[1]])
+    splits.append(Split(name, root / images, root / 'annotations' / annotations))
   return splits
 
 
@@ -83,7 +84,7 @@ def prepare(splits: Sequence[Split], data_dir: epath.PathLike, config: str = '20
   if not splits:
     raise ValueError('nothing to prepare: got 0 splits')
   directory = prepared_directory(data_dir, config)
-  if (directory / 'dataset_info.json').exists():
+  if sources.is_prepared(directory):
     present = set(tfds.builder_from_directory(directory).info.splits)
     if absent := {split.name for split in splits} - present:
       raise ValueError(
@@ -96,99 +97,96 @@ def prepare(splits: Sequence[Split], data_dir: epath.PathLike, config: str = '20
   return epath.Path(builder.data_path)
 
 
-class CocoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class CocoRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """A builder whose records have the features of TFDS's `coco`; the COCO JSON of every split lies beside them."""
+
+  categories: CategoryTable  # to be set before `__init__`
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    objects = {
+      'id': np.int64,
+      'area': np.int64,
+      'bbox': tfds.features.BBoxFeature(),
+      'label': tfds.features.ClassLabel(names=self.categories.names),
+      'is_crowd': np.bool_,
+    }
+    features = {
+      'image': tfds.features.Image(encoding_format='jpeg'),
+      'image/filename': tfds.features.Text(),
+      'image/id': np.int64,
+      'objects': tfds.features.Sequence(objects),
+    }
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description='Images, boxes and labels; as COCO JSON files in `annotations/` too.',
+      features=tfds.features.FeaturesDict(features),
+      metadata=tfds.core.MetadataDict(categories=self.categories.to_coco()),
+    )
+
+  def json_path(self, split: str) -> epath.Path:
+    """Where a split's JSON is to be written; its folder is made."""
+    # While it prepares, TFDS's data_path is an incomplete directory, renamed at the end: records and JSON appear at the
+    # same instant or never.
+    path = epath.Path(self.data_path) / 'annotations' / f'instances_{split}.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def example(annotations: Annotations, i: int, encoded: bytes) -> tuple[str, dict]:
+  """Key and record of image i, for a builder of `CocoRecords`."""
+  rows = annotations.rows(i)
+  columns = (annotations.ids, annotations.areas, annotations.boxes, annotations.classes, annotations.crowd)
+  objects = [
+    {
+      'id': object_id,
+      'area': int(area),
+      'bbox': tfds.features.BBox(ymin=y1, xmin=x1, ymax=y2, xmax=x2),
+      'label': label,
+      'is_crowd': crowd,
+    }
+    for object_id, area, (x1, y1, x2, y2), label, crowd in zip(*(column[rows].tolist() for column in columns))
+  ]
+  name, image_id = annotations.file_names[i], int(annotations.image_ids[i])
+  return name, {'image': encoded, 'image/filename': name, 'image/id': image_id, 'objects': objects}
+
+
+class CocoBuilder(CocoRecords, skip_registration=True):
   """TFDS's `coco` over files that are already unpacked (use `prepare`)."""
 
   name = 'coco'
   VERSION = tfds.core.Version('1.1.0')
 
   def __init__(self, *, splits: Sequence[Split], **kwargs):
-    self._sources = {split.name: split for split in splits}
+    self._splits = splits
     self._annotations = {split.name: _read(split) for split in splits}
-    tables = {name: annotations.categories for name, annotations in self._annotations.items()}
-    self._categories = tables[splits[0].name]
-    for name, table in tables.items():
-      if table != self._categories:
+    self.categories = self._annotations[splits[0].name].categories
+    for split in splits:
+      table = self._annotations[split.name].categories
+      if table != self.categories:
         raise ValueError(
-          f'the categories differ: {len(self._categories)} in {splits[0].annotations}, '
-          f'{len(table)} in {self._sources[name].annotations} (compare ids, names and order)'
+          f'the categories differ: {len(self.categories)} in {splits[0].annotations}, '
+          f'{len(table)} in {split.annotations} (compare ids, names and order)'
         )
     super().__init__(**kwargs)
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    features = {
-      'image': tfds.features.Image(encoding_format='jpeg'),
-      'image/filename': tfds.features.Text(),
-      'image/id': np.int64,
-      'objects': tfds.features.Sequence(
-        {
-          'id': np.int64,
-          'area': np.int64,
-          'bbox': tfds.features.BBoxFeature(),
-          'label': tfds.features.ClassLabel(names=self._categories.names),
-          'is_crowd': np.bool_,
-        }
-      ),
-    }
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description='Images, boxes and labels from COCO JSON files, which are kept in `annotations/`.',
-      features=tfds.features.FeaturesDict(features),
-      homepage='http://cocodataset.org/#home',
-      metadata=tfds.core.MetadataDict(categories=self._categories.to_coco()),
-    )
-
   def _split_generators(self, dl_manager: object) -> dict[str, Iterator]:
     del dl_manager  # nothing is downloaded
-    # TFDS writes to an incomplete directory and renames it at the end: the copies appear with the records or never.
-    beside = epath.Path(self.data_path) / 'annotations'
-    beside.mkdir(parents=True, exist_ok=True)
-    for name, split in self._sources.items():
-      epath.Path(split.annotations).copy(beside / f'instances_{name}.json')
-    return {name: self._generate_examples(name) for name in self._sources}
+    for split in self._splits:
+      epath.Path(split.annotations).copy(self.json_path(split.name))
+    return {split.name: self._generate_examples(split) for split in self._splits}
 
-  def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
-    annotations = self._annotations[split]
-    images = epath.Path(self._sources[split].images)
-    for i in _progress(range(len(annotations)), split):
-      name = annotations.file_names[i]
-      encoded = (images / name).read_bytes()
+  def _generate_examples(self, split: Split) -> Iterator[tuple[str, dict]]:
+    annotations = self._annotations[split.name]
+    for i, name in enumerate(tqdm(annotations.file_names, desc=f'{split.name}: reading images', unit='image')):
+      path = epath.Path(split.images) / name
+      encoded = path.read_bytes()
       # A broken file is found now, not in the middle of the training.
-      decode_image(encoded, str(images / name), size=tuple(annotations.image_sizes[i].tolist()))
-      yield (
-        name,
-        {
-          'image': encoded,
-          'image/filename': name,
-          'image/id': int(annotations.image_ids[i]),
-          'objects': _objects(annotations, i),
-        },
-      )
-
-
-def _objects(annotations: Annotations, i: int) -> list[dict]:
-  rows = annotations.rows(i)
-  objects = []
-  for n, (x1, y1, x2, y2) in enumerate(annotations.boxes[rows].tolist(), start=rows.start):
-    objects.append(
-      {
-        'id': int(annotations.ids[n]),
-        'area': int(annotations.areas[n]),
-        'bbox': tfds.features.BBox(ymin=y1, xmin=x1, ymax=y2, xmax=x2),
-        'label': int(annotations.classes[n]),
-        'is_crowd': bool(annotations.crowd[n]),
-      }
-    )
-  return objects
-
-
-def _progress(indices: range, split: str) -> Iterator[int]:
-  # TFDS's own bar does not know the total.
-  return iter(tfds.core.utils.tqdm(indices, desc=f'{split}: reading images', unit='image'))
+      decode_image(encoded, str(path), size=tuple(annotations.image_sizes[i].tolist()))
+      yield example(annotations, i, encoded)
 
 
 def _read(split: Split) -> Annotations:
   is_test = epath.Path(split.annotations).name.startswith('image_info')
   annotations = read_annotations(split.annotations, require_boxes=not is_test)
-  check_files(epath.Path(split.images), annotations)
+  sources.check_files(epath.Path(split.images), annotations)
   return annotations

@@ -2,13 +2,12 @@
 
 It stands in for COCO where COCO is not at hand: a newcomer's first run, tests, a check after a change. It is a
 TFDS data set like any other, with the features of `coco/2017` and its ground truth as COCO JSON beside the records;
-`scenes.py` says what is drawn and why.
+`shapes_drawing.py` says what is drawn and why.
 
   <data_dir>/shapes/seed0_train2000_validation200/1.0.0/   array_record shards, annotations/instances_<split>.json
 """
 
 import dataclasses
-import io
 import json
 from collections.abc import Iterator
 
@@ -21,7 +20,9 @@ from tqdm import tqdm
 
 from triplet_det.categories import CategoryTable
 from triplet_det.data import shapes_drawing
-from triplet_det.data.sources import TfdsSource
+from triplet_det.data.annotations import pack
+from triplet_det.data.prepare_tfds import CocoRecords, example
+from triplet_det.data.sources import TfdsSource, is_prepared
 
 CLASS_NAMES = shapes_drawing.CLASS_NAMES
 CATEGORIES = CategoryTable(tuple(range(1, len(CLASS_NAMES) + 1)), CLASS_NAMES)
@@ -49,57 +50,43 @@ class ShapesConfig(tfds.core.BuilderConfig):
     self.name = f'seed{self.seed}_train{self.train_images}_validation{self.validation_images}'
 
 
-class ShapesBuilder(tfds.core.GeneratorBasedBuilder):
+class ShapesBuilder(CocoRecords, skip_registration=True):
   """TFDS builder `shapes`; prepares without TensorFlow as array_record."""
 
   name = 'shapes'
   VERSION = tfds.core.Version('1.0.0')  # to be raised whenever a change alters a picture or a box
-  RELEASE_NOTES = {'1.0.0': 'Eight classes, 96 to 191 pixels, 3 to 10 objects per image.'}  # noqa: RUF012
+  categories = CATEGORIES
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    objects = {
-      'id': np.int64,
-      'area': np.int64,
-      'bbox': tfds.features.BBoxFeature(),
-      'label': tfds.features.ClassLabel(names=CLASS_NAMES),
-      'is_crowd': np.bool_,
-    }
-    features = {
-      'image': tfds.features.Image(encoding_format='jpeg'),
-      'image/filename': tfds.features.Text(),
-      'image/id': np.int64,
-      'objects': tfds.features.Sequence(objects),
-    }
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description='Drawn scenes for keypoint triplets: look-alike classes in groups.',
-      features=tfds.features.FeaturesDict(features),
-      metadata=tfds.core.MetadataDict(categories=CATEGORIES.to_coco()),
-    )
-
-  def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+  def _split_generators(self, dl_manager: object) -> dict[str, Iterator]:
     del dl_manager  # nothing is downloaded
     counts = {'train': self.builder_config.train_images, 'validation': self.builder_config.validation_images}
     return {split: self._generate_examples(split, count) for split, count in counts.items()}
 
   def _generate_examples(self, split: str, count: int) -> Iterator[tuple[str, dict]]:
-    truth = dict(
-      info=dict(description=f'shapes {self.VERSION} {self.builder_config.name} {split}'),
-      images=[],
-      annotations=[],
-      categories=CATEGORIES.to_coco(),
-    )
+    description = f'shapes {self.VERSION} {self.builder_config.name} {split}'
+    truth = dict(info=dict(description=description), images=[], annotations=[], categories=CATEGORIES.to_coco())
+    path = self.json_path(split)
     for index in tqdm(range(count), desc=f'Drawing shapes, {split}', unit=' images'):
       scene = draw_scene(self.builder_config.seed, split, index)
       height, width, _ = scene.image.shape
       image = dict(id=index + 1, file_name=f'{split}_{index + 1:06d}.jpg', height=height, width=width)
-      annotations = _annotations(scene, image['id'], first_id=len(truth['annotations']) + 1)
+      annotations = [
+        dict(
+          id=number,
+          image_id=image['id'],
+          category_id=CATEGORIES.ids[item.label],
+          bbox=list(item.box),
+          area=item.area,
+          iscrowd=0,
+        )
+        for number, item in enumerate(scene.objects, start=len(truth['annotations']) + 1)
+      ]
       truth['images'].append(image)
       truth['annotations'].extend(annotations)
-      yield image['file_name'], _example(scene, image, annotations)
-    # While it prepares, TFDS's data_path is the incomplete directory: records and JSON appear at the same instant.
-    path = self.data_path / 'annotations' / f'instances_{split}.json'
-    path.parent.mkdir(parents=True, exist_ok=True)
+      ok, encoded = cv2.imencode('.jpg', scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+      if not ok:
+        raise RuntimeError(f'OpenCV could not encode {image["file_name"]} as JPEG')
+      yield example(pack(dict(truth, images=[image], annotations=annotations), path), 0, encoded.tobytes())
     path.write_text(json.dumps(truth))
 
 
@@ -108,25 +95,24 @@ def draw_scene(seed: int, split: str, index: int) -> shapes_drawing.Scene:
   return shapes_drawing.compose(np.random.default_rng([seed, _STREAMS[split], index]))
 
 
-def prepare(
-  data_dir: epath.PathLike,
-  *,
-  seed: int = 0,
-  train_images: int = TRAIN_IMAGES,
-  validation_images: int = VALIDATION_IMAGES,
-) -> epath.Path:
+def prepare(data_dir: epath.PathLike, **settings) -> epath.Path:
   """Makes the data set if it is not there yet, and returns its directory.
 
   TFDS writes into a directory of its own beside the final one and renames it at the end. So a killed preparation
   leaves no half data set behind, and of several processes that start at once the first to finish wins: the others
   made the same records, or find theirs swept away, and take the winner's.
 
+  Args:
+    data_dir: where prepared data sets live.
+    settings: of `ShapesConfig`.
+
   Raises:
     ValueError: a negative seed or a split without images.
   """
-  config = ShapesConfig(seed=seed, train_images=train_images, validation_images=validation_images)
-  directory = epath.Path(data_dir).expanduser() / ShapesBuilder.name / config.name / str(ShapesBuilder.VERSION)
-  if _is_complete(directory):
+  data_dir = epath.Path(data_dir).expanduser()
+  config = ShapesConfig(**settings)
+  directory = data_dir / ShapesBuilder.name / config.name / str(ShapesBuilder.VERSION)
+  if is_prepared(directory):
     return directory
   if directory.exists():
     logging.warning('%s is not a complete data set (no dataset_info.json); it is made anew', directory)
@@ -134,11 +120,9 @@ def prepare(
   logging.info('making the embedded data set in %s', directory)
   tfds.disable_progress_bar()  # TFDS's bars know no totals; ours do
   try:
-    ShapesBuilder(data_dir=epath.Path(data_dir).expanduser(), config=config).download_and_prepare(
-      file_format='array_record'
-    )
+    ShapesBuilder(data_dir=data_dir, config=config).download_and_prepare(file_format='array_record')
   except Exception as error:
-    if not _is_complete(directory):
+    if not is_prepared(directory):
       raise
     logging.info('another process has made %s meanwhile (%s: %s)', directory, type(error).__name__, error)
   finally:
@@ -169,48 +153,3 @@ def open_split(
     raise ValueError(f'shapes has no split {split!r}; it has {sorted(_STREAMS)}')
   directory = prepare(data_dir, seed=seed, train_images=train_images, validation_images=validation_images)
   return TfdsSource(data_dir=directory, split=split)
-
-
-def _is_complete(directory: epath.Path) -> bool:
-  return (directory / 'dataset_info.json').exists()
-
-
-def _annotations(scene: shapes_drawing.Scene, image_id: int, first_id: int) -> list[dict]:
-  """COCO's annotations of a scene."""
-  return [
-    dict(
-      id=first_id + n,
-      image_id=image_id,
-      category_id=CATEGORIES.ids[item.label],
-      bbox=list(item.box),
-      area=item.area,
-      iscrowd=0,
-    )
-    for n, item in enumerate(scene.objects)
-  ]
-
-
-def _example(scene: shapes_drawing.Scene, image: dict, annotations: list[dict]) -> dict:
-  """The record of a scene, with the features of `coco/2017`."""
-  ok, encoded = cv2.imencode('.jpg', scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-  if not ok:
-    raise RuntimeError(f'OpenCV could not encode {image["file_name"]} as JPEG')
-  height, width = image['height'], image['width']
-  objects = []
-  for annotation in annotations:
-    x, y, w, h = annotation['bbox']
-    objects.append(
-      {
-        'id': annotation['id'],
-        'area': annotation['area'],
-        'bbox': tfds.features.BBox(ymin=y / height, xmin=x / width, ymax=(y + h) / height, xmax=(x + w) / width),
-        'label': CATEGORIES.class_of(annotation['category_id']),
-        'is_crowd': False,
-      }
-    )
-  return {
-    'image': io.BytesIO(encoded.tobytes()),
-    'image/filename': image['file_name'],
-    'image/id': image['id'],
-    'objects': objects,
-  }

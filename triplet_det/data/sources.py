@@ -4,10 +4,11 @@ Both sources give the same records in the same order (see `Annotations.in_tfds_o
 Ground truth for evaluation always comes from the JSON, because TFDS truncates `area`.
 """
 
+import abc
 import dataclasses
 import functools
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -44,50 +45,55 @@ class Record:
   size: tuple[int, int] | None = None
 
 
-class _FromJson:
-  """What both sources read off the COCO JSON, `_annotations` of the subclass; lists are in the order of the records."""
+class Source(abc.ABC):
+  """A split by random access: `source[i]` is a `Record`; all else is read off the COCO JSON, in the records' order.
 
-  _annotations: Annotations
+  Attributes:
+    split: its name, on which the order of the records depends.
+    annotations: the boxes of all images.
+  """
+
+  split: str
+  annotations: Annotations
   _require_boxes: bool
+
+  def __len__(self) -> int:
+    return len(self.annotations)
+
+  @abc.abstractmethod
+  def __getitem__(self, index: int) -> Record: ...
+
+  def __getstate__(self) -> dict:
+    """For workers, which need the records alone: what is read on demand stays behind."""
+    on_demand = functools.cached_property
+    return {k: v for k, v in vars(self).items() if not isinstance(getattr(type(self), k, None), on_demand)}
+
+  @property
+  def categories(self) -> CategoryTable:
+    return self.annotations.categories
 
   @property
   def image_ids(self) -> list[int]:
-    """Image ids in the order of the records."""
-    return self._annotations.image_ids.tolist()
+    return self.annotations.image_ids.tolist()
 
   @property
   def image_sizes(self) -> list[tuple[int, int]]:
-    """(height, width) of the images in the order of the records, pixels."""
-    return [tuple(size) for size in self._annotations.image_sizes.tolist()]
-
-  @property
-  def file_names(self) -> list[str]:
-    """File names in the order of the records."""
-    return list(self._annotations.file_names)
-
-  @property
-  def annotations(self) -> Annotations:
-    """The boxes of all images, in the order of the records."""
-    return self._annotations
-
-  @property
-  def report(self) -> dict[str, int]:
-    """Counts of images, boxes and repairs."""
-    return self._annotations.report
+    """(height, width) of the images, pixels."""
+    return [tuple(size) for size in self.annotations.image_sizes.tolist()]
 
   @functools.cached_property
   def ground_truth(self) -> dict:
     """The COCO dictionary for pycocotools."""
-    return read_ground_truth(self._annotations.path, require_boxes=self._require_boxes)
+    return read_ground_truth(self.annotations.path, require_boxes=self._require_boxes)
 
 
-class JsonSource(_FromJson):
+class JsonSource(Source):
   """A folder of images and a COCO JSON.
 
   Args:
     images: the folder (local or gs://); `file_name`s of the JSON are relative to it.
     annotations: the JSON.
-    split: name of the split; the order of the records depends on it, as it does in TFDS.
+    split: name of the split.
     require_boxes: False accepts a test set without annotations.
 
   Raises:
@@ -98,20 +104,15 @@ class JsonSource(_FromJson):
   def __init__(
     self, images: epath.PathLike, annotations: epath.PathLike, split: str = 'train', *, require_boxes: bool = True
   ):
-    self.split = split
+    self.split, self._require_boxes = split, require_boxes
     self._images = epath.Path(images).expanduser()
-    self._require_boxes = require_boxes
-    self._annotations = read_annotations(annotations, require_boxes=require_boxes).in_tfds_order(split)
-    check_files(self._images, self._annotations)
-    log_report(self._annotations, split)
-
-  def __len__(self) -> int:
-    return len(self._annotations)
+    self.annotations = read_annotations(annotations, require_boxes=require_boxes).in_tfds_order(split)
+    check_files(self._images, self.annotations)
+    log_report(self.annotations, split)
 
   def __getitem__(self, index: int) -> Record:
-    known = self._annotations
+    known = self.annotations
     rows = known.rows(index)
-    height, width = known.image_sizes[index]
     return Record(
       encoded=(self._images / known.file_names[index]).read_bytes(),
       image_id=int(known.image_ids[index]),
@@ -119,19 +120,11 @@ class JsonSource(_FromJson):
       boxes=known.boxes[rows],
       classes=known.classes[rows],
       crowd=known.crowd[rows],
-      size=(int(height), int(width)),
+      size=tuple(known.image_sizes[index].tolist()),
     )
 
-  def __getstate__(self) -> dict:
-    # Workers need the arrays, not the parsed JSON.
-    return {key: value for key, value in self.__dict__.items() if key != 'ground_truth'}
 
-  @property
-  def categories(self) -> CategoryTable:
-    return self._annotations.categories
-
-
-class TfdsSource(_FromJson):
+class TfdsSource(Source):
   """A data set in array_record with the features of TFDS's `coco/2017`, read without TensorFlow.
 
   The JSON is read only when something asks for it: evaluation, and the data doctor before the first step of a run.
@@ -157,10 +150,10 @@ class TfdsSource(_FromJson):
     *,
     require_boxes: bool = True,
   ):
-    self.split = split
+    self.split, self._require_boxes = split, require_boxes
     self._directory = find_prepared(name, data_dir)
-    self._annotations_path = str(annotations) or _json_beside(self._directory, split)
-    self._require_boxes = require_boxes
+    beside = self._directory / 'annotations' / f'instances_{split}.json'
+    self._json = annotations or (beside if beside.exists() else None)
     builder = tfds.builder_from_directory(self._directory)
     info = builder.info
     if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
@@ -190,29 +183,25 @@ class TfdsSource(_FromJson):
       crowd=np.array(objects['is_crowd'], bool)[keep],
     )
 
-  def __getstate__(self) -> dict:
-    heavy = ('ground_truth', '_annotations')  # workers need neither
-    return {key: value for key, value in self.__dict__.items() if key not in heavy}
-
-  @functools.cached_property
+  @property
   def categories(self) -> CategoryTable:
     """From the metadata that our builders write, else from the JSON, else from the names alone."""
     info = self._records.dataset_info
     if info.metadata:
       return CategoryTable.from_coco(info.metadata['categories'])
-    if self._annotations_path:
-      return self._annotations.categories
+    if self._json:
+      return self.annotations.categories
     names = tuple(info.features['objects']['label'].names)
     return COCO if names == COCO.names else CategoryTable(tuple(range(1, len(names) + 1)), names)
 
   @functools.cached_property
-  def _annotations(self) -> Annotations:
-    if not self._annotations_path:
+  def annotations(self) -> Annotations:
+    if not self._json:
       raise FileNotFoundError(
         f'{self._directory} has no annotations/instances_{self.split}.json; evaluation needs the original COCO JSON: '
         f'pass annotations=FILE, or prepare the data set by {PREPARE_HINT}'
       )
-    found = read_annotations(self._annotations_path, require_boxes=self._require_boxes).in_tfds_order(self.split)
+    found = read_annotations(self._json, require_boxes=self._require_boxes).in_tfds_order(self.split)
     ends = (0, len(self) - 1)
     if len(found) != len(self) or any(self[i].image_id != found.image_ids[i] for i in ends):
       raise ValueError(
@@ -221,6 +210,11 @@ class TfdsSource(_FromJson):
       )
     log_report(found, self.split)
     return found
+
+
+def is_prepared(directory: epath.Path) -> bool:
+  """Whether TFDS has prepared a data set there, to its end."""
+  return (directory / 'dataset_info.json').exists()
 
 
 def find_prepared(name: str, data_dir: epath.PathLike = '') -> epath.Path:
@@ -232,12 +226,12 @@ def find_prepared(name: str, data_dir: epath.PathLike = '') -> epath.Path:
   root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
   parent = root / name.replace(':', '/')
   for path in (root, parent):
-    if (path / 'dataset_info.json').exists():
+    if is_prepared(path):
       return path
-  versions = [p for p in parent.iterdir() if (p / 'dataset_info.json').exists()] if parent.is_dir() else []
+  versions = [path for path in parent.iterdir() if is_prepared(path)] if parent.is_dir() else []
   if not versions:
     raise FileNotFoundError(f'no prepared data set {name!r} in {root}; prepare COCO by {PREPARE_HINT}')
-  return max(versions, key=lambda p: tfds.core.Version(p.name))
+  return max(versions, key=lambda path: tfds.core.Version(path.name))
 
 
 def check_files(images: epath.Path, annotations: Annotations) -> None:
@@ -266,13 +260,8 @@ def check_files(images: epath.Path, annotations: Annotations) -> None:
 
 def log_report(annotations: Annotations, split: str) -> None:
   """One line with every count that is not zero."""
-  counts: Mapping[str, int] = annotations.report
-  logging.info('%s: split %s, %s', annotations.path, split, ', '.join(f'{k} {v}' for k, v in counts.items() if v))
-
-
-def _json_beside(directory: epath.Path, split: str) -> str:
-  path = directory / 'annotations' / f'instances_{split}.json'
-  return str(path) if path.exists() else ''
+  counts = ', '.join(f'{what} {count}' for what, count in annotations.report.items() if count)
+  logging.info('%s: split %s, %s', annotations.path, split, counts)
 
 
 def _examples(names: Sequence[str]) -> str:

@@ -1,10 +1,11 @@
 """Detection over image and video files: what is done is kept as it goes, and drawn."""
 
+import collections
 import dataclasses
 import glob
 import hashlib
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -97,11 +98,13 @@ def predict(
     annotations=annotations and str(annotations),
     threshold=threshold,
     coco=coco,
-    videos={str(i): [str(path), names[i]] for i, path in enumerate(paths) if draw and video.is_video(path)},
+    videos=[(i, str(path), names[i]) for i, path in enumerate(paths) if draw and video.is_video(path)],
   )
-  part = parts_on_disk.Part(out, shard, about)
+  shard.path(out).parent.mkdir(parents=True, exist_ok=True)
+  part = parts_on_disk.Part(shard.path(out))
+  part.begin(about)
   start, before, programs = time.monotonic(), part.summary.images, loaded.tester.num_programs
-  if not part.complete:
+  if part.frames is None:
     work = _Work(loaded, paths, part, shard)
     progress = ProgressLine(work.total(), len(part.done), prefix='predict', unit='image')
     for place, found in loaded.tester.stream(work):
@@ -139,21 +142,16 @@ class _Work:
     """Images and frames of the shard as the files claim; None if one does not."""
     total = 0
     for item, path in enumerate(self._paths):
-      if video.is_video(path):
-        claimed = video.claimed_frames(path)
-        if not claimed:
-          return None
-        total += claimed // self._shard.count
-      else:
-        total += self._shard.has(Place(item, 0))
+      count = video.claimed_frames(path) if video.is_video(path) else 1
+      if not count:
+        return None
+      total += sum(self._shard.has(Place(item, frame)) for frame in range(count))
     return total
 
   def __iter__(self) -> Iterator[tuple[Place, np.ndarray]]:
     for item, path in enumerate(self._paths):
       try:
-        for frame, image in _frames_of(path, lambda frame: self._is_wanted(Place(item, frame))):  # noqa: B023
-          if video.is_video(path):
-            self.frames[item] = frame + 1
+        for frame, image in self._frames_of(item, path):
           if image is not None:
             self._loaded.check(image, str(path))
             self.images[Place(item, frame)] = image
@@ -163,25 +161,26 @@ class _Work:
         if self._is_wanted(Place(item, 0)):
           self._part.leave_out(Place(item, 0), str(path), str(error))
 
+  def _frames_of(self, item: int, path: Path) -> Iterator[tuple[int, np.ndarray | None]]:
+    """(number, image) of every frame of a video, None for those of others; an image file is one frame."""
+    if video.is_video(path):
+      for frame, image in video.read_frames(path, lambda frame: self._is_wanted(Place(item, frame))):
+        self.frames[item] = frame + 1
+        yield frame, image
+    elif self._is_wanted(Place(item, 0)):
+      yield 0, read_image(path)
+
   def _is_wanted(self, place: Place) -> bool:
     return self._shard.has(place) and place not in self._part.done
 
 
-def _frames_of(path: Path, wanted: Callable[[int], bool]) -> Iterator[tuple[int, np.ndarray | None]]:
-  """(number, image) of every frame of a video; an image file is one frame."""
-  if video.is_video(path):
-    yield from video.read_frames(path, wanted)
-  elif wanted(0):
-    yield 0, read_image(path)
-
-
 def picture_names(paths: Sequence[Path]) -> list[str]:
   """A drawing's name per file; files of one name in several folders are told apart by a number."""
-  taken, names = {}, []
+  taken, names = collections.Counter(), []
   for path in paths:
-    count = taken[path.stem] = taken.get(path.stem, 0) + 1
-    stem = path.stem if count == 1 else f'{path.stem}_{count}'
-    names.append(f'{stem}.mp4' if video.is_video(path) else f'{stem}.png')
+    taken[path.stem] += 1
+    number = f'_{taken[path.stem]}' if taken[path.stem] > 1 else ''
+    names.append(path.stem + number + ('.mp4' if video.is_video(path) else '.png'))
   return names
 
 

@@ -1,18 +1,19 @@
 """What `predict` has found so far, on disk: a killed run continues, and several processes share the work.
 
 Every process appends to a part of its own, `<out>/parts/part_3_of_16.jsonl`: a line about the run, a line per image as
-it is done, and a last line that says that all are. `merge` makes one result of the parts.
+it is done, and a last line that says that all are. `merge_parts` makes one result of the parts.
 """
 
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from triplet_det.categories import CategoryTable
 from triplet_det.detection.result import ImageDetections
 
 FOLDER = 'parts'
@@ -67,38 +68,64 @@ class Summary:
 
 
 class Part:
-  """The part of one process; opening it again continues where it stopped.
+  """The part of one process; of its images only where their lines begin is kept in memory.
 
   Attributes:
-    done: the places that need no more work.
-    complete: whether all of the shard is done.
+    path: of the file.
+    about: all that the results depend on; None of a part without a line.
+    frames: the numbers of frames of the videos by their positions; None until all of the shard is done.
   """
 
-  def __init__(self, out: Path, shard: Shard, about: Mapping[str, Any]):
-    """Args:
-    out: folder of the results, made if need be.
-    shard: of this process.
-    about: all that the results depend on, for JSON.
+  def __init__(self, path: Path):
+    """Opens a part, or makes an empty one; what a kill has cut short is not read."""
+    self.path, self.about, self.frames = path, None, None
+    self._images, self._boxes, self._left_out = 0, 0, {}
+    self._begins: dict[Place, int] = {}
+    self._end = 0
+    self._file = path.open('a+b')
+    self._file.seek(0)
+    for raw in self._file:
+      try:
+        line = json.loads(raw)
+      except ValueError:
+        return
+      if not raw.endswith(b'\n'):
+        return
+      self._note(line, len(raw))
+
+  def begin(self, about: Mapping[str, Any]) -> None:
+    """Begins the run, or continues it.
+
+    Args:
+      about: all that the results depend on, for JSON.
 
     Raises:
-      ValueError: the part there is of another run.
+      ValueError: the part is of another run.
     """
-    path = shard.path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    self.done, self.complete = set(), False
-    self._threshold = float(np.float32(about['threshold']))  # as `ImageDetections.above` compares
-    self._images, self._boxes, self._left_out = 0, 0, {}
-    whole = 0
-    for _, whole, line in read_lines(path) if path.exists() else ():  # noqa: B007
-      if 'about' in line:
-        check_same_run(path, line['about'], about)
-      else:
-        self._note(line)
-    with path.open('ab') as file:
-      file.truncate(whole)  # a line cut short by a kill goes
-    self._file = path.open('a')
-    if not whole:
-      self._write(dict(about=about))
+    about = json.loads(json.dumps(about))
+    if self.about is not None:
+      self.check_same_run(about)
+    self._file.truncate(self._end)
+    if self.about is None:
+      self._append(dict(about=about))
+
+  def check_same_run(self, about: Mapping[str, Any]) -> None:
+    """Raises ValueError if the part is of another run; says in what they differ."""
+    differing = [
+      f'{key} {self.about.get(key)} there, {about.get(key)} now'
+      for key in sorted({*self.about, *about})
+      if self.about.get(key) != about.get(key)
+    ]
+    if differing:
+      raise ValueError(
+        f'{self.path} was begun in another way: {"; ".join(differing)[:600]}. Give another --out, or remove '
+        f'{self.path.parent}'
+      )
+
+  @property
+  def done(self) -> Collection[Place]:
+    """The places that need no more work."""
+    return self._begins.keys()
 
   @property
   def summary(self) -> Summary:
@@ -114,62 +141,49 @@ class Part:
     self._append(dict(at=place, image=image, left_out=reason))
 
   def finish(self, frames: Mapping[int, int]) -> None:
-    """Notes that all is done; `frames` are the numbers of frames of the videos by their items."""
-    self._append(dict(frames={str(item): count for item, count in frames.items()}))
+    """Notes that all is done; `frames` are the numbers of frames of the videos by their positions."""
+    self._append(dict(frames=frames))
+
+  def line(self, place: Place) -> dict[str, Any]:
+    """What was noted of a place that is done."""
+    self._file.seek(self._begins[place])
+    return json.loads(self._file.readline())
 
   def close(self) -> None:
     self._file.close()
 
   def _append(self, line: Mapping[str, Any]) -> None:
-    self._write(line)
-    self._note(line)
-
-  def _write(self, line: Mapping[str, Any]) -> None:
-    self._file.write(json.dumps(line) + '\n')
+    raw = (json.dumps(line) + '\n').encode()
+    self._file.write(raw)
     self._file.flush()  # from now on only the machine, not the process, can lose it
+    self._note(line, len(raw))
 
-  def _note(self, line: Mapping[str, Any]) -> None:
-    if 'frames' in line:
-      self.complete = True
-      return
-    self.done.add(Place(*line['at']))
-    if 'left_out' in line:
-      self._left_out[line['image']] = line['left_out']
+  def _note(self, line: Mapping[str, Any], size: int) -> None:
+    if 'about' in line:
+      self.about = line['about']
+    elif 'frames' in line:
+      self.frames = {int(item): count for item, count in line['frames'].items()}
     else:
-      self._images += 1
-      self._boxes += sum(score > self._threshold for score in line['scores'])
+      self._begins[Place(*line['at'])] = self._end
+      if 'left_out' in line:
+        self._left_out[line['image']] = line['left_out']
+      else:
+        self._images += 1
+        threshold = np.float32(self.about['threshold'])  # as `ImageDetections.above` compares
+        self._boxes += sum(score > threshold for score in line['scores'])
+    self._end += size
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
-  """(first byte, byte after the last, content) of the lines of a part, up to the first that a kill cut short."""
-  begin = 0
-  with path.open('rb') as file:
-    for raw in file:
-      try:
-        line = json.loads(raw)
-      except ValueError:
-        return
-      if not raw.endswith(b'\n'):
-        return
-      yield begin, begin + len(raw), line
-      begin += len(raw)
-
-
-def check_same_run(path: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-  wanted = json.loads(json.dumps(wanted))
-  differing = [
-    f'{key} {there.get(key)} there, {wanted.get(key)} now'
-    for key in sorted({*there, *wanted})
-    if there.get(key) != wanted.get(key)
-  ]
-  if differing:
-    raise ValueError(
-      f'{path} was begun in another way: {"; ".join(differing)[:600]}. Give another --out, or remove {path.parent}'
-    )
+def detections_of(line: Mapping[str, Any], categories: CategoryTable) -> ImageDetections:
+  """What `Part.add` noted."""
+  boxes = np.array(line['boxes'], np.float32).reshape(-1, 4)
+  scores, classes = np.array(line['scores'], np.float32), np.array(line['classes'], np.int32)
+  return ImageDetections(boxes, scores, classes, categories)
 
 
 def remove(out: Path, shard: Shard) -> None:
   """Removes a part, and their folder with the last one."""
-  shard.path(out).unlink()
-  if not any(shard.path(out).parent.iterdir()):
-    shard.path(out).parent.rmdir()
+  path = shard.path(out)
+  path.unlink()
+  if not any(path.parent.iterdir()):
+    path.parent.rmdir()
