@@ -88,7 +88,7 @@ def evaluate(
     name = coco_results.server_file_name(split, run_name)
     coco_results.write_results(directory / name, rows)
     logging.info("for COCO's server: %s, to be sent as a zip of that name", directory / name)
-  best_and_worst.write(detector, source, rows, categories, directory, threshold=draw_threshold)
+  best_and_worst.write(detector, source, rows, directory, threshold=draw_threshold)
   metrics, curves = measure(source.ground_truth, rows)
   json_files.write_json(directory / 'curves.json', curves, indent=None)
   recipe = fingerprint(detector.settings, split=split, images=len(source), decimals=decimals, **(about or {}))
@@ -104,14 +104,9 @@ def measure(ground_truth: Mapping, rows: Sequence[Mapping]) -> tuple[dict[str, f
     logging.warning('the split has no object to find on its %d images: no metrics', len(ground_truth['images']))
     return {}, {}
   precision, discovery = coco_ap.accumulate(ground_truth, rows), false_discovery.accumulate(ground_truth, rows)
-  behind = coco_ap.precision_recall(precision)
-  precision_recall = [
-    dict(iou=round(iou, 2), all=mean.tolist(), classes=dict(zip(behind.names, by_class.tolist())))
-    for iou, mean, by_class in zip(behind.iou_thresholds.tolist(), behind.precision, behind.class_precision)
-  ]
   curves = dict(
-    recall=behind.recall.tolist(),
-    precision_recall=precision_recall,
+    recall=precision.recall_thresholds.tolist(),
+    precision_recall=coco_ap.precision_recall(precision),
     false_discovery=false_discovery.over_thresholds(discovery),
   )
   return coco_ap.summarise(precision) | false_discovery.summarise(discovery), curves

@@ -136,7 +136,7 @@ def test_large_images_are_made_smaller_for_the_page(detector, tmp_path):
   out = tmp_path / 'out'
   out.mkdir()
   detector.proposals = lambda images: inference.Detector.proposals(detector, [image[::8, ::8] for image in images])
-  best_and_worst.write(detector, source, [], source.categories, out, threshold=0.5)
+  best_and_worst.write(detector, source, [], out, threshold=0.5)
   entries = json.loads((out / 'gallery.json').read_text())
   assert cv2.imread(str(out / entries[0]['image'])).shape == (300, 1024, 3)
   assert (entries[0]['width'], entries[0]['height']) == (2048, 600)

@@ -163,14 +163,16 @@ def test_precision_recall():
   """Right, wrong, right over two objects: precision 1 up to recall 1/2, then 2/3."""
   truth = one_object((0, 0, 10, 10), (50, 50, 10, 10))
   rows = [found(0, 0, 10, 10), found(30, 0, 9, 9, score=0.8), found(50, 50, 10, 6, score=0.7)]
-  curves = coco_ap.precision_recall(coco_ap.accumulate(truth, rows))
-  assert curves.names == ('square', 'round')  # by id
-  np.testing.assert_allclose(curves.recall, np.arange(101) / 100, atol=1e-12)
-  np.testing.assert_allclose(curves.iou_thresholds, [0.5, 0.75])
-  expected = np.stack([np.where(np.arange(101) <= 50, 1, 2 / 3), np.where(np.arange(101) <= 50, 1, 0)])
-  np.testing.assert_allclose(curves.precision, expected, atol=1e-12)
-  np.testing.assert_allclose(curves.class_precision[:, 0], expected, atol=1e-12)
-  assert np.isnan(curves.class_precision[:, 1]).all()
+  result = coco_ap.accumulate(truth, rows)
+  np.testing.assert_allclose(result.recall_thresholds, np.arange(101) / 100, atol=1e-12)
+  curves = coco_ap.precision_recall(result)
+  assert [curve['iou'] for curve in curves] == [0.5, 0.75]
+  for curve, second in zip(curves, (2 / 3, 0)):
+    expected = np.where(np.arange(101) <= 50, 1, second)
+    np.testing.assert_allclose(curve['all'], expected, atol=1e-12)
+    assert list(curve['classes']) == ['square', 'round']  # by id
+    np.testing.assert_allclose(curve['classes']['square'], expected, atol=1e-12)
+    assert np.isnan(curve['classes']['round']).all()
 
 
 def test_unknown_iou_threshold():

@@ -22,7 +22,6 @@ def write(
   detector: inference.Detector,
   source: pipeline.Source,
   rows: Sequence[Mapping],
-  categories: CategoryTable,
   directory: epath.Path,
   *,
   threshold: float,
@@ -40,59 +39,62 @@ def write(
     detector: that found `rows`; asked again for the pairs of these images.
     source: the split.
     rows: COCO results of the whole split.
-    categories: of the detector and the source.
     directory: of the evaluation; older pictures in it are removed.
     threshold: only detections and pairs with higher scores are shown.
   """
+  annotations, categories = source.ground_truth['annotations'], source.categories
   quality = f1_of_images(source.ground_truth, rows, threshold=threshold)
-  ranked = sorted(quality, key=lambda image_id: (-quality[image_id], image_id)) or list(source.image_ids)
+  ranked = sorted(quality, key=lambda image_id: (-quality[image_id], image_id)) or source.image_ids
   index_of = {image_id: i for i, image_id in enumerate(source.image_ids)}
   gallery = []
   for title, image_ids in (('best', ranked[:SHOWN]), ('worst', ranked[: -SHOWN - 1 : -1])):
     _, records, images = zip(*pipeline.load_images(source, [index_of[i] for i in image_ids]))
+    stems = _stems(records)
     pictures, captions = [], []
-    for record, image, proposals in zip(records, images, detector.proposals(images)):
-      name, f1 = f'{title}/{_stem(record, records)}', quality.get(record.image_id)
-      entry = dict(title=title, image=f'{name}.jpg', file_name=record.file_name, image_id=record.image_id)
-      entry |= dict(width=image.shape[1], height=image.shape[0], f1=f1)
-      entry |= _boxes(record.image_id, source.ground_truth['annotations'], rows, categories, threshold)
-      entry |= dict(rejected=_rejected(proposals, categories, threshold))
+    for record, stem, image, proposals in zip(records, stems, images, detector.proposals(images)):
+      truth = [row for row in annotations if row['image_id'] == record.image_id]
+      found = [row for row in rows if row['image_id'] == record.image_id and row['score'] > threshold]
+      entry = dict(
+        title=title,
+        image=f'{title}/{stem}.jpg',
+        file_name=record.file_name,
+        image_id=record.image_id,
+        width=image.shape[1],
+        height=image.shape[0],
+        f1=quality.get(record.image_id),
+        truth=[_box(row, categories) for row in truth],
+        detections=[_box(row, categories) | dict(score=row['score']) for row in found],
+        rejected=_rejected(proposals, categories, threshold),
+      )
       gallery.append(entry)
-      pictures.append(_draw(image, entry))
-      captions.append(record.file_name + ('' if f1 is None else f'  F1 {f1:.2f}'))
-      drawing.save_png(directory / f'{name}.png', pictures[-1])
+      truth, found = _columns(entry['truth'], 'box', 'name'), _columns(entry['detections'], 'box', 'name', 'score')
+      pictures.append(drawing.draw_ground_truth_and_detections(image, *truth, *found))
+      captions.append(record.file_name + ('' if entry['f1'] is None else f'  F1 {entry["f1"]:.2f}'))
+      drawing.save_png(directory / title / f'{stem}.png', pictures[-1])
       (directory / entry['image']).write_bytes(_jpeg(image))
     drawing.save_png(directory / f'{title}.png', drawing.contact_sheet(pictures, columns=4, captions=captions))
-    _remove_others(directory / title, {_stem(record, records) for record in records})
+    _remove_others(directory / title, stems)
   (directory / 'gallery.json').write_text('[' + ',\n'.join(map(json.dumps, gallery)) + ']\n')
 
 
-def _remove_others(folder: epath.Path, stems: set[str]) -> None:
+def _remove_others(folder: epath.Path, stems: Sequence[str]) -> None:
   """What an earlier evaluation left; the pictures of this one stay untouched, because other hosts write the same."""
   for path in folder.iterdir():
     if path.stem not in stems:
       path.unlink(missing_ok=True)
 
 
-def _stem(record: pipeline.Record, others: Sequence[pipeline.Record]) -> str:
-  """The file's stem; with the image's id where files of several folders have one name."""
-  stem = epath.Path(record.file_name).stem
-  same = [other for other in others if epath.Path(other.file_name).stem == stem]
-  return stem if len(same) == 1 else f'{stem}_{record.image_id}'
+def _stems(records: Sequence[pipeline.Record]) -> list[str]:
+  """The stem of each file; with the image's id where files of several folders have one name."""
+  stems = [epath.Path(record.file_name).stem for record in records]
+  return [stem if stems.count(stem) == 1 else f'{stem}_{record.image_id}' for stem, record in zip(stems, records)]
 
 
-def _boxes(image_id: int, annotations, rows, categories: CategoryTable, threshold: float) -> dict[str, list[dict]]:
-  """The image's ground truth and its detections over the threshold."""
-  name_of = dict(zip(categories.ids, categories.names))
-
-  def entry(row: Mapping) -> dict:
-    x, y, width, height = row['bbox']
-    crowd = ' (crowd)' if row.get('iscrowd', 0) else ''
-    return dict(name=name_of[row['category_id']] + crowd, box=_rounded([x, y, x + width, y + height]))
-
-  truth = [entry(a) for a in annotations if a['image_id'] == image_id]
-  mine = [row for row in rows if row['image_id'] == image_id and row['score'] > threshold]
-  return dict(truth=truth, detections=[entry(row) | dict(score=row['score']) for row in mine])
+def _box(row: Mapping, categories: CategoryTable) -> dict:
+  """An annotation or a COCO result as gallery.json has it."""
+  x, y, width, height = row['bbox']
+  name = categories.names[categories.class_of(row['category_id'])] + (' (crowd)' if row.get('iscrowd', 0) else '')
+  return dict(name=name, box=_rounded([x, y, x + width, y + height]))
 
 
 def _rejected(proposals: inference.Proposals, categories: CategoryTable, threshold: float) -> list[dict]:
@@ -107,25 +109,16 @@ def _rounded(box: Sequence[float]) -> list[float]:
   return [round(float(v), 2) for v in box]
 
 
-def _draw(image: np.ndarray, entry: Mapping) -> np.ndarray:
-  truth, found = entry['truth'], entry['detections']
-  return drawing.draw_ground_truth_and_detections(
-    image,
-    [t['box'] for t in truth],
-    [t['name'] for t in truth],
-    [d['box'] for d in found],
-    [d['name'] for d in found],
-    [d['score'] for d in found],
-  )
+def _columns(rows: Sequence[Mapping], *keys: str) -> list[list]:
+  return [[row[key] for row in rows] for key in keys]
 
 
 def _jpeg(image: np.ndarray) -> bytes:
-  shrink = min(1.0, JPEG_SIDE / max(image.shape[:2]))
+  shrink = JPEG_SIDE / max(image.shape[:2])
   if shrink < 1:
-    size = tuple(max(1, round(side * shrink)) for side in image.shape[1::-1])
+    size = [max(1, round(side * shrink)) for side in image.shape[1::-1]]
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-  bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-  return cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+  return cv2.imencode('.jpg', image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
 
 
 def f1_of_images(

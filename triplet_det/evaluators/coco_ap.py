@@ -19,7 +19,8 @@ from pycocotools.cocoeval import COCOeval
 from triplet_det.categories import CategoryTable
 
 IOU_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
-AREAS = ('all', 'small', 'medium', 'large')  # bounds 32^2 and 96^2 pixels
+SIZES = {'S': 'small', 'M': 'medium', 'L': 'large'}  # bounds 32^2 and 96^2 pixels
+AREAS = ('all', *SIZES.values())
 MAX_DETECTIONS = (1, 10, 100)
 
 
@@ -50,17 +51,6 @@ class Accumulated:
     return np.flatnonzero(chosen)
 
 
-@dataclasses.dataclass(frozen=True)
-class PrecisionRecall:
-  """Precision over recall, area all, at most 100 detections per image and class; NaN for classes without objects."""
-
-  recall: np.ndarray  # [R] float64, 0, 0.01, ..., 1
-  precision: np.ndarray  # [T, R] float64, mean over the classes that have ground truth
-  class_precision: np.ndarray  # [T, K, R] float64
-  iou_thresholds: np.ndarray  # [T] float64
-  names: tuple[str, ...]  # [K] category names
-
-
 def evaluate(ground_truth: Mapping, detections: Sequence[Mapping]) -> dict[str, float]:
   """The 12 numbers of COCO and the AP of each class, over ALL images of the ground truth.
 
@@ -82,31 +72,31 @@ def summarise(result: Accumulated) -> dict[str, float]:
     'AP': result.average_precision(),
     'AP50': result.average_precision(iou=0.5),
     'AP75': result.average_precision(iou=0.75),
-    'AP_S': result.average_precision(area='small'),
-    'AP_M': result.average_precision(area='medium'),
-    'AP_L': result.average_precision(area='large'),
-    'AR1': result.average_recall(1),
-    'AR10': result.average_recall(10),
-    'AR100': result.average_recall(100),
-    'AR_S': result.average_recall(area='small'),
-    'AR_M': result.average_recall(area='medium'),
-    'AR_L': result.average_recall(area='large'),
   }
+  metrics |= {f'AP_{size}': result.average_precision(area=area) for size, area in SIZES.items()}
+  metrics |= {f'AR{limit}': result.average_recall(limit) for limit in MAX_DETECTIONS}
+  metrics |= {f'AR_{size}': result.average_recall(area=area) for size, area in SIZES.items()}
   return metrics | {f'AP/{name}': result.average_precision(category=k) for k, name in enumerate(result.names)}
 
 
-def precision_recall(result: Accumulated, iou_thresholds: Sequence[float] = (0.5, 0.75)) -> PrecisionRecall:
-  """The curves behind the AP at some of the thresholds of `result`. ValueError names those that it has."""
-  chosen = np.concatenate([result.threshold_indices(iou) for iou in iou_thresholds])
-  by_class = result.precision[chosen][:, :, :, AREAS.index('all'), -1]  # [T, R, K]
-  present = ~np.isnan(by_class[0, 0])
-  return PrecisionRecall(
-    recall=result.recall_thresholds,
-    precision=by_class[:, :, present].mean(axis=2),
-    class_precision=by_class.transpose(0, 2, 1),
-    iou_thresholds=result.iou_thresholds[chosen],
-    names=result.names,
-  )
+def precision_recall(result: Accumulated, iou_thresholds: Sequence[float] = (0.5, 0.75)) -> list[dict]:
+  """The curves behind the AP, area all, at most 100 detections per image and class.
+
+  Returns:
+    A row per IoU threshold: iou; all, the mean precision of the classes that have ground truth at each of
+    `result.recall_thresholds`; classes, name -> that of the class, NaN without ground truth.
+
+  Raises:
+    ValueError: the evaluation did not run at one of the thresholds.
+  """
+  rows = []
+  for iou in iou_thresholds:
+    (index,) = result.threshold_indices(iou)
+    precision = result.precision[index, :, :, AREAS.index('all'), -1]  # [R, K]
+    mean = precision[:, ~np.isnan(precision[0])].mean(axis=1)
+    classes = dict(zip(result.names, precision.T.tolist()))
+    rows.append(dict(iou=round(iou, 2), all=mean.tolist(), classes=classes))
+  return rows
 
 
 def accumulate(
@@ -118,10 +108,11 @@ def accumulate(
     ValueError: if the ground truth has no image, no category or no object that counts, or an annotation or a
       detection names an unknown image or category or carries a box or score that is not a finite number.
   """
-  objects = _checked_objects(ground_truth)
-  rows = _checked_detections(detections, ground_truth)
+  _check(ground_truth, detections)
   with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports to stdout
-    run = COCOeval(_indexed(ground_truth, objects), _indexed(ground_truth, rows), 'bbox')
+    objects = _indexed(ground_truth, ground_truth['annotations'], ('area', 'iscrowd'))
+    found = _indexed(ground_truth, detections, ('score',))
+    run = COCOeval(objects, found, 'bbox')
     run.params.iouThrs = np.asarray(iou_thresholds, np.float64)
     run.evaluate()
     run.accumulate()
@@ -141,60 +132,27 @@ def _mean(values: np.ndarray) -> float:
   return float(values.mean()) if values.size else math.nan
 
 
-def _checked_objects(ground_truth: Mapping) -> list[dict]:
-  """The annotations with only what pycocotools reads, numbered from 1, because it takes id 0 for "unmatched"."""
+def _check(ground_truth: Mapping, detections: Sequence[Mapping]) -> None:
   missing = [key for key in ('images', 'annotations', 'categories') if key not in ground_truth]
   if missing:
     raise ValueError(f'ground truth is not a COCO JSON: no {missing}, it has {sorted(ground_truth)}')
   CategoryTable.from_coco(ground_truth['categories'])  # raises if empty or doubled
-  _check_images(ground_truth['images'])
-  annotations = ground_truth['annotations']
+  images, annotations = ground_truth['images'], ground_truth['annotations']
+  doubled = [i for i, n in collections.Counter(image['id'] for image in images).items() if n > 1]
+  if doubled or not images:
+    raise ValueError(f'ground truth lists {len(images)} images, ids listed more than once: {doubled[:5]}')
   _check_rows('annotation', annotations, ground_truth)
-  if all(a.get('iscrowd', 0) for a in annotations):
+  if all(annotation.get('iscrowd', 0) for annotation in annotations):
     raise ValueError(
       f'ground truth has no object to find: {len(annotations)} annotations, of which all are crowds, '
-      f'on {len(ground_truth["images"])} images; AP is not defined'
+      f'on {len(images)} images; AP is not defined'
     )
-  without_area = sum('area' not in a for a in annotations)
-  if without_area:
+  if without_area := sum('area' not in annotation for annotation in annotations):
     logging.warning('%d of %d annotations have no area: using w * h of the box', without_area, len(annotations))
-  return [
-    {
-      'id': number,
-      'image_id': a['image_id'],
-      'category_id': a['category_id'],
-      'bbox': list(a['bbox']),
-      'area': a['area'] if 'area' in a else a['bbox'][2] * a['bbox'][3],
-      'iscrowd': a.get('iscrowd', 0),
-    }
-    for number, a in enumerate(annotations, start=1)
-  ]
-
-
-def _checked_detections(detections: Sequence[Mapping], ground_truth: Mapping) -> list[dict]:
-  """The result rows as pycocotools' `loadRes` would make them, which modifies its input and fails on an empty list."""
   _check_rows('detection', detections, ground_truth)
   for row in detections:
     if not math.isfinite(row['score']):
       raise ValueError(f'detection with score {row["score"]}: {dict(row)}')
-  return [
-    {
-      'id': number,
-      'image_id': row['image_id'],
-      'category_id': row['category_id'],
-      'bbox': list(row['bbox']),
-      'score': row['score'],
-      'area': row['bbox'][2] * row['bbox'][3],
-      'iscrowd': 0,
-    }
-    for number, row in enumerate(detections, start=1)
-  ]
-
-
-def _check_images(images: Sequence[Mapping]) -> None:
-  doubled = [i for i, n in collections.Counter(image['id'] for image in images).items() if n > 1]
-  if doubled or not images:
-    raise ValueError(f'ground truth lists {len(images)} images, ids listed more than once: {doubled[:5]}')
 
 
 def _check_rows(what: str, rows: Sequence[Mapping], ground_truth: Mapping) -> None:
@@ -219,8 +177,17 @@ def _check_rows(what: str, rows: Sequence[Mapping], ground_truth: Mapping) -> No
       raise ValueError(f'{what} with a box that is not finite [x, y, w, h] with w, h >= 0: {dict(row)}')
 
 
-def _indexed(ground_truth: Mapping, rows: list[dict]) -> COCO:
+def _indexed(ground_truth: Mapping, rows: Sequence[Mapping], own: Sequence[str]) -> COCO:
+  """Rows as pycocotools takes them: copies, which it modifies, numbered from 1, because it takes id 0 for "unmatched".
+
+  `own` are the keys, beside those that all have, whose values are the rows' own.
+  """
+  copies = [
+    {'id': number, 'area': row['bbox'][2] * row['bbox'][3], 'iscrowd': 0}
+    | {key: row[key] for key in ('image_id', 'category_id', 'bbox', *own) if key in row}
+    for number, row in enumerate(rows, start=1)
+  ]
   coco = COCO()
-  coco.dataset = {'images': ground_truth['images'], 'categories': ground_truth['categories'], 'annotations': rows}
+  coco.dataset = {'images': ground_truth['images'], 'categories': ground_truth['categories'], 'annotations': copies}
   coco.createIndex()
   return coco

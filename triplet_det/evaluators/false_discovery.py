@@ -32,21 +32,16 @@ def accumulate(ground_truth: Mapping, detections: Sequence[Mapping]) -> Accumula
 
 def summarise(result: Accumulated) -> dict[str, float]:
   """The metrics of `evaluate`, read off its `accumulate`."""
-  return {
-    'FD': 1 - result.average_precision(),
-    'FD5': 1 - result.average_precision(iou=0.05),
-    'FD25': 1 - result.average_precision(iou=0.25),
-    'FD50': 1 - result.average_precision(iou=0.5),
-    'FD_S': 1 - result.average_precision(area='small'),
-    'FD_M': 1 - result.average_precision(area='medium'),
-    'FD_L': 1 - result.average_precision(area='large'),
-  }
+  at = {f'FD{round(100 * iou)}': 1 - result.average_precision(iou) for iou in (0.05, 0.25, 0.5)}
+  return {'FD': 1 - result.average_precision()} | at | _by_size(result)
 
 
 def over_thresholds(result: Accumulated) -> list[dict[str, float]]:
   """FD at each IoU threshold, over all objects and by their size: rows of iou, FD, FD_S, FD_M, FD_L."""
-  areas = {'FD': 'all', 'FD_S': 'small', 'FD_M': 'medium', 'FD_L': 'large'}
   return [
-    {'iou': round(iou, 2)} | {name: 1 - result.average_precision(iou, area) for name, area in areas.items()}
-    for iou in IOU_THRESHOLDS
+    {'iou': round(iou, 2), 'FD': 1 - result.average_precision(iou)} | _by_size(result, iou) for iou in IOU_THRESHOLDS
   ]
+
+
+def _by_size(result: Accumulated, iou: float | None = None) -> dict[str, float]:
+  return {f'FD_{size}': 1 - result.average_precision(iou, area) for size, area in coco_ap.SIZES.items()}
