@@ -186,8 +186,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
 def as_text(plan: Plan) -> str:
   """A table for the terminal."""
   rows = [('', *(program.name for program in plan.programs)), *_rows(plan)]
-  label_width = max(len(row[0]) for row in rows)
-  widths = [max(len(row[column]) for row in rows) for column in range(1, len(plan.programs) + 1)]
+  label_width, *widths = (max(map(len, column)) for column in zip(*rows))
   lines = [
     f'  {label:<{label_width}}' + ''.join(f'  {value:>{width}}' for value, width in zip(values, widths))
     for label, *values in rows

@@ -55,8 +55,5 @@ def read_ids(annotations: Path, paths: Sequence[Path], categories: CategoryTable
 
 def _find(path: Path, of_name: dict[str, int]) -> int | None:
   """The id of the longest file_name that the path ends in."""
-  for start in range(len(path.parts)):
-    name = '/'.join(path.parts[start:])
-    if name in of_name:
-      return of_name[name]
-  return None
+  names = ('/'.join(path.parts[start:]) for start in range(len(path.parts)))
+  return next((of_name[name] for name in names if name in of_name), None)

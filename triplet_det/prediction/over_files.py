@@ -1,6 +1,7 @@
 """Detection over image and video files: what is done is kept as it goes, and drawn."""
 
 import collections
+import contextlib
 import dataclasses
 import glob
 import hashlib
@@ -15,7 +16,7 @@ from triplet_det.detection.loading import LoadedDetector, read_image
 from triplet_det.pictures import drawing, video
 from triplet_det.prediction import coco_image_ids, parts_on_disk
 from triplet_det.prediction.merge_parts import merge
-from triplet_det.prediction.parts_on_disk import WHOLE, Place, Shard, Summary
+from triplet_det.prediction.parts_on_disk import WHOLE, Part, Place, Shard, Summary
 from triplet_det.run import output_paths
 from triplet_det.run.progress import ProgressLine
 
@@ -100,29 +101,33 @@ def predict(
     coco=coco,
     videos=[(i, str(path), names[i]) for i, path in enumerate(paths) if draw and video.is_video(path)],
   )
-  shard.path(out).parent.mkdir(parents=True, exist_ok=True)
-  part = parts_on_disk.Part(shard.path(out))
-  part.begin(about)
-  start, before, programs = time.monotonic(), part.summary.images, loaded.tester.num_programs
-  if part.frames is None:
-    work = _Work(loaded, paths, part, shard)
-    progress = ProgressLine(work.total(), len(part.done), prefix='predict', unit='image')
-    for place, found in loaded.tester.stream(work):
-      image, path = work.images.pop(place), paths[place.item]
-      found = loaded.wrap(found)
-      if draw and not video.is_video(path):
-        drawing.save_png(out / names[place.item], found.draw(image, threshold=threshold))
-      part.add(place, str(path), found if coco else found.above(threshold), ids[place.item])
-      progress.update(len(part.done))
-    part.finish(work.frames)
-    progress.close()
-  part.close()
-  seconds, summary = time.monotonic() - start, part.summary
-  images = summary.images - before
+  start, programs = time.monotonic(), loaded.tester.num_programs
+  with contextlib.closing(Part(shard.path(out))) as part:
+    part.begin(about)
+    before = part.summary.images
+    if part.frames is None:
+      work = _Work(loaded, paths, part, shard)
+      progress = ProgressLine(work.total(), len(part.done), prefix='predict', unit='image')
+      for place, found in loaded.tester.stream(work):
+        image, path = work.images.pop(place), paths[place.item]
+        found = loaded.wrap(found)
+        if draw and not video.is_video(path):
+          drawing.save_png(out / names[place.item], found.draw(image, threshold=threshold))
+        part.add(place, str(path), found if coco else found.above(threshold), ids[place.item])
+        progress.update(len(part.done))
+      part.finish(work.frames)
+      progress.close()
+    summary = part.summary
+  outcome = Outcome(
+    summary=summary,
+    images=summary.images - before,
+    seconds=time.monotonic() - start,
+    programs=loaded.tester.num_programs - programs,
+  )
   if shard.count == 1:
-    summary = merge(out)
+    merge(out)
     parts_on_disk.remove(out, shard)
-  return Outcome(summary, images, seconds, loaded.tester.num_programs - programs)
+  return outcome
 
 
 class _Work:
@@ -133,7 +138,7 @@ class _Work:
     frames: videos' numbers of frames by their items, as far as they were read.
   """
 
-  def __init__(self, loaded: LoadedDetector, paths: Sequence[Path], part: parts_on_disk.Part, shard: Shard):
+  def __init__(self, loaded: LoadedDetector, paths: Sequence[Path], part: Part, shard: Shard):
     self._loaded, self._paths, self._part, self._shard = loaded, paths, part, shard
     self.images: dict[Place, np.ndarray] = {}
     self.frames: dict[int, int] = {}

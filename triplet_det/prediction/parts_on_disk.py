@@ -82,6 +82,7 @@ class Part:
     self._images, self._boxes, self._left_out = 0, 0, {}
     self._begins: dict[Place, int] = {}
     self._end = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
     self._file = path.open('a+b')
     self._file.seek(0)
     for raw in self._file:
