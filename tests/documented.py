@@ -1,4 +1,4 @@
-"""What the documentation tells users to type: commands, options, Python blocks and links, and where it does."""
+"""What the documentation says: commands, options, Python blocks, links and the tree of files, and where it does."""
 
 import ast
 import dataclasses
@@ -53,6 +53,26 @@ def links() -> list[Text]:
     targets = re.findall(r'\]\(([^)\s]+)\)', _without_blocks(path))
     found += [Text(path, target) for target in targets if not re.match(r'\w+://|#', target)]
   return found
+
+
+def anchors(page: Path) -> set[str]:
+  """What links to the headings of a page end with: 'Your own data' -> 'your-own-data'."""
+  headings = re.findall(r'^#+ (.*)$', page.read_text(), re.MULTILINE)
+  return {re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-') for heading in headings}
+
+
+def tree(page: Path) -> tuple[list[str], list[str]]:
+  """The paths of the files in the page's block that is a tree, indented by two per folder, and its lines."""
+  (block,) = (code for kind, code in _FENCED.findall(page.read_text()) if not kind)
+  found, folders = [], []
+  for line in block.splitlines():
+    name = line.split()[0]
+    folders = folders[: (len(line) - len(line.lstrip())) // 2]
+    if name.endswith('/'):
+      folders.append(name)
+    else:
+      found.append(''.join([*folders, name]))
+  return found, block.splitlines()
 
 
 def normalised(command: str) -> str:

@@ -1,0 +1,76 @@
+"""The checks that take too long for a test, scripts/checks/, in small."""
+
+import contextlib
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from scripts.checks import full_size, kill_test
+from triplet_det.models import detector
+
+
+def test_full_size(monkeypatch, capsys):
+  """scripts/checks/full_size.py with a small network under the large one's name, and a step that takes no compiler."""
+  small = dict(detector.VARIANTS['tiny'], dims=(8, 8), blocks=(1, 1), stem_width=8, head_width=8, pool_width=8)
+  small |= dict(center_branch=False, center_pooling=False, cascade_corner_pooling=False)
+  monkeypatch.setitem(detector.VARIANTS, 'hourglass-52', small)
+  shapes = jax.eval_shape(detector.build(small).init, jax.random.key(0), np.zeros((1, 31, 31, 3), np.float32))
+  count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes['params']))
+  monkeypatch.setitem(full_size.PARAMETERS, 'hourglass-52', count)
+  step = lambda state, batch: (state, {'loss': 1.5 * batch.valid.sum()})  # noqa: E731
+  monkeypatch.setattr(full_size.train_step, 'make_train_step', lambda module, adam, seed: step)
+  monkeypatch.setattr(sys, 'argv', ['full_size.py', 'hourglass-52'])
+  full_size.main()
+  said = capsys.readouterr().out
+  assert f'hourglass-52: {count:,} parameters' in said
+  assert "{'loss': 4.5}" in said and 'all numbers finite: True' in said
+
+
+# A run without JAX: 6 steps, every third of them saved; if it is broken, only the uninterrupted one has its losses.
+STAND_IN = """
+import pathlib, sys, time
+
+def put(path, text):  # whole or not at all
+  path.with_suffix('.tmp').write_text(text)
+  path.with_suffix('.tmp').replace(path)
+
+folder = pathlib.Path(sys.argv[1])
+broken = sys.argv[2:] == ['broken'] and folder.name != 'reference'
+log, saved = folder / 'metrics.jsonl', folder / 'saved'
+folder.mkdir(exist_ok=True)
+first = int(saved.read_text()) if saved.exists() else 0
+put(log, ''.join(line + '\\n' for line in log.read_text().splitlines()[:first]) if log.exists() else '')
+print(f'{"continuing" if first else "starting"} at step {first} of 6', flush=True)
+for step in range(first + 1, 7):
+  print('train  step', step, flush=True)
+  time.sleep(0.05)
+  with log.open('a') as file:
+    file.write(f'{{"step": {step}, "train/loss": {step + broken}}}\\n')
+  if step % 3 == 0:
+    put(saved, str(step))
+"""
+
+
+@pytest.mark.parametrize('broken', [False, True])
+def test_kill_test(broken, tmp_path, monkeypatch, capsys):
+  """kill_test.py with a stand-in for the program: kills are counted, and a log that differs is noticed."""
+
+  def start(workdir, life):
+    text = workdir.parent / f'{workdir.name}_{life}.txt'
+    with open(text, 'w') as output:
+      command = [sys.executable, '-c', STAND_IN, str(workdir), *['broken'] * broken]
+      process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    return kill_test.Life(process, workdir, text, 0.0)
+
+  monkeypatch.setattr(kill_test, 'start', start)
+  monkeypatch.setattr(kill_test, 'SECONDS', 0.2)
+  monkeypatch.setattr(sys, 'argv', ['kill_test.py', '--out', str(tmp_path / 'DIR'), '--kills', '6'])
+  with pytest.raises(SystemExit) as stopped, contextlib.redirect_stderr(sys.stdout):
+    kill_test.main()
+  said = capsys.readouterr().out
+  assert stopped.value.code == broken, said
+  assert re.search(r'6 kills, [1-6] corrupted' if broken else r'6 kills, 0 corrupted', said)
