@@ -12,37 +12,21 @@ from triplet_det.categories import CategoryTable
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Annotations:
-  """The M images of a split and their n training boxes, image after image.
+  """The M images of a split and their n training boxes, image after image."""
 
-  Attributes:
-    path: the file they were read from.
-    categories: the class index is the position in the file's list of categories, as in TFDS.
-    image_ids: [M] int64.
-    image_sizes: [M, 2] int32 (height, width), pixels.
-    file_names: M names, relative to the folder of images.
-    starts: [M + 1] int64, the boxes of image i are the rows starts[i]:starts[i + 1].
-    boxes: [n, 4] float32 x1 y1 x2 y2, fractions of width and height, inside [0, 1], not empty.
-    classes: [n] int32.
-    crowd: [n] bool.
-    ids: [n] int64, annotation ids (after repair).
-    areas: [n] float64, as annotated, pixels.
-    report: counts of what was found and of what was repaired.
-    examples: key of `report` -> the first few of what was repaired or left out, for messages.
-  """
-
-  path: str
-  categories: CategoryTable
-  image_ids: np.ndarray
-  image_sizes: np.ndarray
-  file_names: tuple[str, ...]
-  starts: np.ndarray
-  boxes: np.ndarray
-  classes: np.ndarray
-  crowd: np.ndarray
-  ids: np.ndarray
-  areas: np.ndarray
-  report: Mapping[str, int]
-  examples: Mapping[str, tuple[str, ...]]
+  path: str  # of the file they were read from
+  categories: CategoryTable  # the class index is the position in the file's list of categories, as in TFDS
+  image_ids: np.ndarray  # [M] int64
+  image_sizes: np.ndarray  # [M, 2] int32 (height, width), pixels
+  file_names: tuple[str, ...]  # M names, relative to the folder of images
+  starts: np.ndarray  # [M + 1] int64, the boxes of image i are the rows starts[i]:starts[i + 1]
+  boxes: np.ndarray  # [n, 4] float32 x1 y1 x2 y2, fractions of width and height, inside [0, 1], not empty
+  classes: np.ndarray  # [n] int32
+  crowd: np.ndarray  # [n] bool
+  ids: np.ndarray  # [n] int64, annotation ids (after repair)
+  areas: np.ndarray  # [n] float64, as annotated, pixels
+  report: Mapping[str, int]  # counts of what was found and of what was repaired
+  examples: Mapping[str, tuple[str, ...]]  # key of `report` -> the first few of what was repaired or left out
 
   def __len__(self) -> int:
     return len(self.file_names)

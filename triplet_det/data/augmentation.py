@@ -18,33 +18,21 @@ PUBLISHED_SCALES = tuple(np.arange(0.6, 1.4, 0.1).tolist())
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-  """The random numbers of one image.
+  """The random numbers of one image."""
 
-  Attributes:
-    scale: side of the crop / input size.
-    center_x, center_y: center of the crop, pixels of the image.
-    flip: mirror left and right.
-  """
-
-  scale: float
-  center_x: int
+  scale: float  # side of the crop / input size
+  center_x: int  # of the crop, pixels of the image
   center_y: int
-  flip: bool
+  flip: bool  # mirror left and right
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Example:
-  """One network input.
+  """One network input."""
 
-  Attributes:
-    image: [S, S, 3] uint8 RGB.
-    boxes: [n, 4] float32 x1 y1 x2 y2, input pixels, clipped to [0, S - 1], not empty.
-    classes: [n] int32.
-  """
-
-  image: np.ndarray
-  boxes: np.ndarray
-  classes: np.ndarray
+  image: np.ndarray  # [S, S, 3] uint8 RGB
+  boxes: np.ndarray  # [n, 4] float32 x1 y1 x2 y2, input pixels, clipped to [0, S - 1], not empty
+  classes: np.ndarray  # [n] int32
 
 
 def fitting_border(border: int, size: int) -> int:

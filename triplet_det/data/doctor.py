@@ -43,30 +43,17 @@ class Repair:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Examination:
-  """What the M images of a split hold in n objects of C classes.
+  """What the M images of a split hold in n objects of C classes."""
 
-  Attributes:
-    path: the annotations.
-    categories: of the split.
-    scale: share of their resolution that the images are worked on at; areas and sides are of images scaled so.
-    counts: [C, 3] int64, objects per class and size (small, medium, large; by the annotated area, as COCO does).
-    sides: [n] float64, root of width x height of each object, pixels.
-    objects: [M] int64, objects per image.
-    crowds: boxes around groups that are no objects here.
-    image_sizes: [M, 2] int32 (height, width) of the files, pixels.
-    file_names: M names.
-    repairs: what was repaired or left out.
-  """
-
-  path: str
+  path: str  # of the annotations
   categories: CategoryTable
-  scale: float
-  counts: np.ndarray
-  sides: np.ndarray
-  objects: np.ndarray
-  crowds: int
-  image_sizes: np.ndarray
-  file_names: tuple[str, ...]
+  scale: float  # share of their resolution that the images are worked on at; areas and sides are of images scaled so
+  counts: np.ndarray  # [C, 3] int64, objects per class and size (`SIZES`, by the annotated area, as COCO does)
+  sides: np.ndarray  # [n] float64, root of width x height of each object, pixels
+  objects: np.ndarray  # [M] int64, per image
+  crowds: int  # boxes around groups that are no objects here
+  image_sizes: np.ndarray  # [M, 2] int32 (height, width) of the files, pixels
+  file_names: tuple[str, ...]  # M
   repairs: tuple[Repair, ...]
 
   @property

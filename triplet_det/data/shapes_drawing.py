@@ -168,13 +168,12 @@ def paint_object(canvas: np.ndarray, stencil: Stencil, look: Look) -> None:
 
 def ground_truth(stencil: Stencil, label: int) -> SceneObject:
   """Box, area and mask of a stencil that has at least one pixel inside its outline."""
-  rows, columns = np.flatnonzero(stencil.outline.any(1)), np.flatnonzero(stencil.outline.any(0))
-  y0, y1, x0, x1 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+  x, y, width, height = cv2.boundingRect(stencil.outline.astype(np.uint8))
   return SceneObject(
     label=label,
-    box=(int(stencil.x + x0), int(stencil.y + y0), int(x1 - x0), int(y1 - y0)),
+    box=(stencil.x + x, stencil.y + y, width, height),
     area=int(stencil.outline.sum()),
-    mask=stencil.paint[y0:y1, x0:x1] >= 0.5,
+    mask=stencil.paint[y : y + height, x : x + width] >= 0.5,
   )
 
 
@@ -221,8 +220,8 @@ def _stays_readable(item: SceneObject, shows: np.ndarray, cover: np.ndarray, vis
   shows = shows[box] & ~cover[box]
   if shows.sum() < visible * item.mask.sum():
     return False
-  rows, columns = np.flatnonzero(shows.any(1)), np.flatnonzero(shows.any(0))
-  if (rows[-1] + 1 - rows[0]) * (columns[-1] + 1 - columns[0]) < 0.8 * width * height:
+  _, _, shown_width, shown_height = cv2.boundingRect(shows.astype(np.uint8))
+  if shown_width * shown_height < 0.8 * width * height:
     return False
   return cover[box][height // 3 : height - height // 3, width // 3 : width - width // 3].mean() <= 0.3
 

@@ -24,36 +24,21 @@ PREPARE_HINT = 'python scripts/prepare_coco.py --coco DIR --data_dir OUT'
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Record:
-  """One image, still encoded, and its n boxes.
+  """One image, still encoded, and its n boxes."""
 
-  Attributes:
-    encoded: the bytes of the image file.
-    image_id: the data set's id.
-    file_name: for messages and results.
-    boxes: [n, 4] float32 x1 y1 x2 y2, fractions of width and height in [0, 1], not empty.
-    classes: [n] int32 class indices.
-    crowd: [n] bool, True for a box around a group of objects.
-    size: (height, width) that the annotations claim, pixels; None if the source does not know it.
-  """
-
-  encoded: bytes
-  image_id: int
-  file_name: str
-  boxes: np.ndarray
-  classes: np.ndarray
-  crowd: np.ndarray
-  size: tuple[int, int] | None = None
+  encoded: bytes  # of the image file
+  image_id: int  # the data set's
+  file_name: str  # for messages and results
+  boxes: np.ndarray  # [n, 4] float32 x1 y1 x2 y2, fractions of width and height in [0, 1], not empty
+  classes: np.ndarray  # [n] int32 class indices
+  crowd: np.ndarray  # [n] bool, True for a box around a group of objects
+  size: tuple[int, int] | None = None  # (height, width) that the annotations claim, pixels, if the source knows it
 
 
 class Source(abc.ABC):
-  """A split by random access: `source[i]` is a `Record`; all else is read off the COCO JSON, in the records' order.
+  """A split by random access: `source[i]` is a `Record`; all else is read off the COCO JSON, in the records' order."""
 
-  Attributes:
-    split: its name, on which the order of the records depends.
-    annotations: the boxes of all images.
-  """
-
-  split: str
+  split: str  # on its name the order of the records depends
   annotations: Annotations
   _require_boxes: bool
 

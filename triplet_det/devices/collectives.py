@@ -1,14 +1,15 @@
 """What devices send each other in a compiled program, read off the text that XLA prints of it."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 
 KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute', 'collective-broadcast')
 
-_COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) .*\{$')
+_COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) .*\{\n((?:[^}].*\n)*)\}', re.MULTILINE)
 # name = shape operation(operands), attributes; of shapes, layouts such as {1,0:T(8,128)S(1)} are part
-_INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$')
+_INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$', re.MULTILINE)
 _ARRAY = re.compile(r'\b([a-z]+)(\d*)\w*\[([\d,]*)\]')
 _CALLED = re.compile(r'\b(body|condition|calls|to_apply|branch_computations)=\{?(%[\w.\-]+(?:, ?%[\w.\-]+)*)')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
@@ -51,17 +52,11 @@ def collectives(hlo: str) -> tuple[Collective, ...]:
 
 def _computations(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:
   """Name -> instructions, and the name of the one that the program begins with."""
-  found, entry, inside = {}, None, None
-  for line in hlo.splitlines():
-    if match := _INSTRUCTION.match(line):
-      if inside is not None:
-        inside.append(_Instruction(*match.groups()))
-    elif match := _COMPUTATION.match(line):
-      inside = found.setdefault(match[2], [])
-      entry = match[2] if match[1] else entry
-  if entry is None:
+  blocks = _COMPUTATION.findall(hlo)
+  entries = [name for entry, name, _ in blocks if entry]
+  if not entries:
     raise ValueError(f'not the text of a compiled program, no line begins with ENTRY: {hlo[:60]!r} ...')
-  return found, entry
+  return {name: [_Instruction(*one) for one in _INSTRUCTION.findall(body)] for _, name, body in blocks}, entries[0]
 
 
 def _turns(computations: Mapping[str, list[_Instruction]], entry: str) -> dict[str, int]:
@@ -107,8 +102,6 @@ def _bytes(shape: str) -> int:
   """Of an array or a tuple of arrays as XLA writes them: 'f32[3,8]{1,0}', '(bf16[4], u32[])'."""
   total = 0
   for letters, bits, dims in _ARRAY.findall(shape):
-    count = 1
-    for length in filter(None, dims.split(',')):
-      count *= int(length)
+    count = math.prod(map(int, filter(None, dims.split(','))))
     total += -(-count * (8 if letters == 'pred' else int(bits or 0)) // 8)
   return total
