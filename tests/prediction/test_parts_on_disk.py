@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -103,13 +104,15 @@ def test_a_killed_run_continues(at_once, files, tmp_path, killed_after, cut):
 
 
 @pytest.mark.parametrize('count', [2, 5])
-def test_shards_share_the_work(at_once, files, tmp_path, count):
+def test_shards_share_the_work(at_once, files, tmp_path, count, capsys):
   seen = []
   for index in range(count, 0, -1):
     loaded = stand_in()
     outcome = over_files.predict(loaded, files, tmp_path, threshold=0.5, coco=True, shard=Shard(index, count))
     assert outcome.images == outcome.summary.images == len(loaded.tester.seen)
     seen += loaded.tester.seen
+    done, total = re.findall(r'predict  image (\d+)/(\d+)', capsys.readouterr().err)[-1]
+    assert int(done) == int(total) == outcome.images + len(outcome.summary.left_out)
     if index > 1:
       with pytest.raises(ValueError, match=f'{index - 1} of {count} parts are missing: part_1_of_{count}'):
         merge(tmp_path)
