@@ -15,7 +15,7 @@ import triplet_det
 from tests.tiny_detector import SETTINGS, write_run
 from triplet_det import export
 from triplet_det.data import shapes_dataset
-from triplet_det.detection import exported_file, loading
+from triplet_det.detection import batches, exported_file, loading
 from triplet_det.models import detector, layers
 from triplet_det.models.batch_norm import EPSILON
 from triplet_det.prediction import over_files
@@ -122,7 +122,9 @@ def test_a_small_image_goes_to_the_middle_of_the_smallest_canvas_that_holds_it(t
   image = np.full((20, 11, 3), 7, np.uint8)
   assert tester.canvases_for(image, 'x') == every[0]
   assert tester.canvases_for(np.zeros((64, 5, 3), np.uint8), 'x') == every[1]
-  placed, border, size, scale = tester._placed(image, 1.0, (95, 63))
+  placed, placement = batches.place_batch([image], 1.0, tester.settings, 2, (95, 63))
+  np.testing.assert_array_equal(placed[0], placed[1])  # a row without an image repeats the first
+  placed, border, size, scale = placed[0], placement.border[0], placement.size[0], placement.scale[0]
   inside = np.argwhere(placed[..., 0] == 7)
   assert placed.shape == (95, 63, 3) and (placed > 0).sum() == image.size
   np.testing.assert_array_equal(border, inside.min(0)[::-1])

@@ -35,6 +35,7 @@ STOREYS = {
     ['loading'],
     ['exported_file', 'paper_figures', 'trained_network'],
     ['inference'],
+    ['batches'],
     ['result', 'settings'],
     ['canvas', 'central_region', 'coco_results', 'decode', 'demo', 'nms'],
   ],

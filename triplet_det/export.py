@@ -28,8 +28,9 @@ from jax import export as jax_export
 
 import triplet_det
 from triplet_det.detection import inference, loading, trained_network
+from triplet_det.detection.batches import Canvases, canvases_of
 from triplet_det.detection.canvas import Placement
-from triplet_det.detection.exported_file import FORMAT, SIDECAR, SUFFIX, WEIGHTS, Canvases, Program, Sidecar
+from triplet_det.detection.exported_file import FORMAT, SIDECAR, SUFFIX, WEIGHTS, Program, Sidecar
 from triplet_det.detection.settings import Settings, change, settings_for
 from triplet_det.models import detector, input_pixels
 from triplet_det.run import command_line, output_paths
@@ -117,7 +118,7 @@ def export(
   program = detection_program(trained_network.last_stack(module), settings)
   weights = traverse_util.flatten_dict(folded, sep='/')
 
-  every_canvases = list(dict.fromkeys(inference.canvases_of(*size, settings) for size in sizes))
+  every_canvases = list(dict.fromkeys(canvases_of(*size, settings) for size in sizes))
   programs = [Program('programs/' + '_'.join(f'{w}x{h}' for h, w in one), one) for one in every_canvases]
   sidecar = Sidecar(
     format=FORMAT,
@@ -182,7 +183,7 @@ def compare(checkpoint: str, exported_file: Path, image: Path, **changes) -> Com
   if ours.boxes.shape != theirs.boxes.shape:
     raise ValueError(f'{image}: the checkpoint finds {len(ours.boxes)} boxes, the exported file {len(theirs.boxes)}')
   largest = float(np.abs(ours.boxes - theirs.boxes).max(initial=0.0))
-  network = any(name.startswith('triplet_det.models') for name in theirs.modules)
+  network = 'triplet_det.models.detector' in theirs.modules
   return Comparison(len(ours.boxes), largest, ours.seconds, theirs.seconds, network)
 
 

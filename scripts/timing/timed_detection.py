@@ -15,7 +15,7 @@ from scripts.timing.detection_parts import NETWORKS, PARTS, SETTINGS, SIZES
 from scripts.timing.own_process import OwnProcess
 from scripts.timing.quiet_pairs import Arm
 from triplet_det.data import image_files
-from triplet_det.detection import inference
+from triplet_det.detection import batches
 from triplet_det.export import parse_size
 
 MB = 1e6
@@ -190,7 +190,7 @@ def image(arguments: argparse.Namespace, measure: Mapping) -> Table:
   compiled = detection_parts.compile_parts(*detection_parts.random_weights(model), settings, picture, objects=True)
   gemm, gemm_flops = quiet_pairs.gemm()
   turns = quiet_pairs.take_turns({part: Arm(run) for part, run in compiled.parts.items()} | {GEMM: gemm}, **measure)
-  (canvas,) = inference.canvases_of(*picture.shape[:2], settings)
+  (canvas,) = batches.canvases_of(*picture.shape[:2], settings)
   flops = detection_parts.network_flops(model, *canvas)
   rows = [
     timed_row(part, turns, gemm_flops, arm=part, flops=flops if part in ('network', 'whole image') else None)

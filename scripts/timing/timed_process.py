@@ -23,7 +23,7 @@ from scripts.timing.quiet_pairs import Arm
 from scripts.timing.timed_detection import MB, add_network_arguments
 from triplet_det.categories import CategoryTable
 from triplet_det.data.layouts.coco_json import read_annotations
-from triplet_det.detection import inference, trained_network
+from triplet_det.detection import batches, trained_network
 from triplet_det.run import checkpoints
 
 SETTLED = 100  # images after which memory should not grow any more
@@ -124,7 +124,7 @@ def _sizes(arguments: argparse.Namespace) -> Iterator[tuple[int, int]]:
 def _programs_needed(arguments: argparse.Namespace) -> str:
   if arguments.annotations:
     known = read_annotations(arguments.annotations).image_sizes.tolist()
-    needed = {inference.canvases_of(*size, SOUND) for size in known}
+    needed = {batches.canvases_of(*size, SOUND) for size in known}
     return f'the {len(known)} images of {arguments.annotations.name} take {len(needed)} programs'
-  lengths = {inference.canvases_of(side, 1, SOUND)[0][0] for side in range(1, arguments.largest + 1)}
+  lengths = {batches.canvases_of(side, 1, SOUND)[0][0] for side in range(1, arguments.largest + 1)}
   return f'any images up to {arguments.largest} x {arguments.largest} take at most {len(lengths) ** 2} programs'

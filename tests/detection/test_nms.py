@@ -40,7 +40,7 @@ def test_in_place_repeats_the_published_array(name, method, exponent, parity):
   merge = '' if exponent is None else f'/merge{exponent}'
   want = GOLDEN[f'{name}/{THEIR_NAME[method]}{merge}/out']
   one_class = np.full(len(given), 3)
-  got = soft_nms_in_place(*_columns(given, one_class), method=method, merge_exponent=exponent)
+  got = soft_nms_in_place(*_columns(given, one_class), method=method, merge_exponent=exponent, inclusive=True)
   want = want[np.argsort(-want[:, 4], kind='stable')]
   assert got.valid.all() and (got.classes == 3).all()
   assert got.boxes.shape == want[:, :4].shape

@@ -35,7 +35,13 @@ def resized_size(height: int, width: int, scale: float) -> tuple[int, int]:
 
 
 def place(
-  image: np.ndarray, scale: float, multiple: int, *, nominal_scale: bool = False, cut_last_line: bool = False
+  image: np.ndarray,
+  scale: float,
+  multiple: int,
+  *,
+  nominal_scale: bool = False,
+  cut_last_line: bool = False,
+  size: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, Placement]:
   """The image [h, w, 3] resized (bilinear) and centered in a black canvas [H, W, 3], and where it lies there.
 
@@ -45,6 +51,7 @@ def place(
     multiple: see `canvas_size`.
     nominal_scale: report `scale` as the scale, as published, and not what was left of it after rounding.
     cut_last_line: as published, an image as large as its canvas loses its last row or column.
+    size: (height, width) of another canvas than that of `canvas_size`, which it holds.
 
   Returns:
     The canvas, and its Placement without the batch axis.
@@ -53,11 +60,11 @@ def place(
   height, width = resized_size(old_height, old_width, scale)
   if (height, width) != (old_height, old_width):
     image = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=cv2.INTER_LINEAR)
-  canvas_height, canvas_width = canvas_size(height, width, multiple)
-  canvas = np.zeros((canvas_height, canvas_width, 3), np.uint8)
-  top, left = canvas_height // 2 - height // 2, canvas_width // 2 - width // 2
+  own_height, own_width = canvas_size(height, width, multiple)
+  canvas = np.zeros((*(size or (own_height, own_width)), 3), np.uint8)
+  top, left = canvas.shape[0] // 2 - height // 2, canvas.shape[1] // 2 - width // 2
   if cut_last_line:  # the published crop reaches half a canvas, rounded down, to both sides of the center
-    image = image[: canvas_height - 1, : canvas_width - 1]
+    image = image[: own_height - 1, : own_width - 1]
   canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
   return canvas, Placement(
     border=np.array([left, top], np.float32),

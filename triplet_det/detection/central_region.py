@@ -40,10 +40,16 @@ def central_region(boxes: jax.Array, *, n: int | None = None) -> jax.Array:
   )
 
 
-def keep_triplets(pairs: Pairs, centers: Peaks, *, center_rule: str = 'best') -> Pairs:
-  """The pairs with a center of their class strictly inside their central region (Sec. 3.1).
+def centers_inside(pairs: Pairs, centers: Peaks) -> jax.Array:
+  """[..., P, K] bool: the centers [..., K] of a pair's class that lie strictly inside its central region (Sec. 3.1)."""
+  region = central_region(pairs.boxes)[..., None, :]
+  x, y = centers.x[..., None, :], centers.y[..., None, :]
+  inside = (x > region[..., 0]) & (x < region[..., 2]) & (y > region[..., 1]) & (y < region[..., 3])
+  return inside & (pairs.classes[..., None] == centers.classes[..., None, :]) & (centers.scores[..., None, :] > 0)
 
-  A box that is kept scores the mean of its three keypoints, (2 * pair + center) / 3.
+
+def keep_triplets(pairs: Pairs, centers: Peaks, *, center_rule: str = 'best') -> Pairs:
+  """The pairs with a center inside; a box that is kept scores the mean of its three keypoints, (2 pair + center) / 3.
 
   Args:
     pairs: [B, P], original pixels.
@@ -56,10 +62,7 @@ def keep_triplets(pairs: Pairs, centers: Peaks, *, center_rule: str = 'best') ->
   """
   if center_rule not in CENTER_RULES:
     raise ValueError(f'unknown center_rule {center_rule!r}; possible: {", ".join(CENTER_RULES)}')
-  region = central_region(pairs.boxes)[:, :, None]
-  x, y = centers.x[:, None], centers.y[:, None]
-  fits = (x > region[..., 0]) & (x < region[..., 2]) & (y > region[..., 1]) & (y < region[..., 3])
-  fits &= (pairs.classes[:, :, None] == centers.classes[:, None]) & (centers.scores[:, None] > 0)
+  fits = centers_inside(pairs, centers)
   candidates = jnp.where(fits, centers.scores[:, None], 0.0)
   if center_rule == 'best':
     score = candidates.max(axis=-1)

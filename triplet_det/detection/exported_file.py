@@ -6,7 +6,6 @@ The file is a zip:
   programs/*      a program per canvas size: StableHLO, serialised by `jax.export`
 """
 
-import collections
 import dataclasses
 import json
 import time
@@ -21,7 +20,7 @@ from etils import epath
 from jax import export as jax_export
 
 from triplet_det.categories import CategoryTable
-from triplet_det.detection import canvas, inference
+from triplet_det.detection.batches import Canvases, Keyed, canvases_of, detect, in_batches, place_batch
 from triplet_det.detection.settings import Settings
 from triplet_det.devices import compiler
 from triplet_det.structs import Detections
@@ -29,8 +28,6 @@ from triplet_det.structs import Detections
 FORMAT = 1
 SIDECAR, WEIGHTS = 'detector.json', 'weights.npz'
 SUFFIX = '.zip'
-
-Canvases = tuple[tuple[int, int], ...]  # (height, width) of the canvas at each scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,28 +115,18 @@ class ExportedDetector:
     return [found[i] for i in range(len(images))]
 
   def stream(
-    self, keyed_images: Iterable[tuple[Hashable, np.ndarray]], *, max_waiting: int | None = None
+    self, keyed_images: Iterable[Keyed], *, max_waiting: int | None = None
   ) -> Iterator[tuple[Hashable, Detections]]:
     """Yields (key, Detections) for every (key, image) as batches fill, not in order, as `inference.Detector`."""
-    running = None
-    for canvases, batch in self._batches(keyed_images, max_waiting or 16 * self.batch_size):
-      keys, images = zip(*batch)
-      launched = keys, self._launch(canvases, images)  # while the device works on it, the one before is fetched
-      if running is not None:
-        yield from inference.per_image(*running, self.settings)
-      running = launched
-    if running is not None:
-      yield from inference.per_image(*running, self.settings)
+    max_waiting = max_waiting or 16 * self.batch_size
+    batches = in_batches(keyed_images, self.settings, self.batch_size, max_waiting, self.canvases_for)
+    return detect(batches, self._launch, self.settings)
 
   def canvases_for(self, image: np.ndarray, key: Hashable) -> Canvases:
-    """The smallest canvases of the file that hold the image.
-
-    Raises:
-      ValueError: not a uint8 RGB image, or larger than all; says what there is.
-    """
-    height, width = canvas.check_image(image, key).shape[:2]
-    needed = inference.canvases_of(height, width, self.settings)
-    fitting = [there for there in self._serialised if all(map(_holds, there, needed))]
+    """The smallest canvases of the file that hold the image; ValueError says what there is if it is too large."""
+    height, width = image.shape[:2]
+    needed = canvases_of(height, width, self.settings)
+    fitting = [there for there in self._serialised if (np.array(there) >= needed).all()]
     if not fitting:
       sizes = ', '.join(map(str, self.sidecar.programs))
       raise ValueError(
@@ -148,41 +135,15 @@ class ExportedDetector:
       )
     return min(fitting, key=lambda there: sum(height * width for height, width in there))
 
-  def _batches(self, keyed_images, max_waiting: int) -> Iterator[tuple[Canvases, list[tuple[Hashable, np.ndarray]]]]:
-    waiting = collections.defaultdict(list)
-    for key, image in keyed_images:
-      canvases = self.canvases_for(image, key)
-      waiting[canvases].append((key, image))
-      if len(waiting[canvases]) == self.batch_size:
-        yield canvases, waiting.pop(canvases)
-      elif sum(map(len, waiting.values())) >= max_waiting:
-        fullest = max(waiting, key=lambda c: len(waiting[c]))
-        yield fullest, waiting.pop(fullest)
-    yield from waiting.items()
-
   def _launch(self, canvases: Canvases, images: Sequence[np.ndarray]) -> Detections:
-    """Sends a batch to the device; returns without waiting for it. Rows after the last image repeat the first."""
-    images = [*images, *[images[0]] * (self.batch_size - len(images))]
-    scales = [
-      [self._placed(image, scale, size) for image in images] for scale, size in zip(self.settings.scales, canvases)
+    """Sends a batch to the device; returns without waiting for it."""
+    placed = [
+      place_batch(images, scale, self.settings, self.batch_size, size)
+      for scale, size in zip(self.settings.scales, canvases)
     ]
-    pixels, border, size, scale = ([np.stack(one) for one in part] for part in zip(*(zip(*rows) for rows in scales)))
-    arguments = (self._weights, pixels, border, size, scale)
+    pixels, where = map(list, zip(*placed))
+    arguments = self._weights, pixels, *([getattr(one, name) for one in where] for name in ('border', 'size', 'scale'))
     return Detections(**self._program(canvases, arguments)(*arguments))
-
-  def _placed(self, image: np.ndarray, scale: float, size: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    """The image in the middle of a canvas of this (height, width), with its border, size and scale (x, y)."""
-    own, placement = canvas.place(
-      image,
-      scale,
-      self.settings.canvas_multiple,
-      nominal_scale=self.settings.nominal_scale,
-      cut_last_line=self.settings.cut_last_line,
-    )
-    top, left = ((there - here) // 2 for there, here in zip(size, own.shape))  # sides are odd, so it comes out even
-    larger = np.zeros((*size, 3), np.uint8)
-    larger[top : top + own.shape[0], left : left + own.shape[1]] = own
-    return larger, placement.border + np.array([left, top], np.float32), placement.size, placement.scale
 
   def _program(self, canvases: Canvases, arguments):
     if canvases not in self._programs:
@@ -221,7 +182,3 @@ def _deserialise(serialised: bytes, path: epath.Path, sidecar: Sidecar) -> jax_e
     raise ValueError(
       f'{path} was exported with jax {sidecar.versions["jax"]} and cannot be read by jax {jax.__version__}: {error}'
     ) from error
-
-
-def _holds(there: tuple[int, int], needed: tuple[int, int]) -> bool:
-  return there[0] >= needed[0] and there[1] >= needed[1]

@@ -1,6 +1,5 @@
 """Images to detections: canvas buckets, mirror image, scales, central regions, soft-NMS (Sec. 3.4, "Inference")."""
 
-import collections
 import concurrent.futures
 import functools
 import time
@@ -14,7 +13,8 @@ from absl import logging
 from flax import struct
 
 from triplet_det.detection import decode, nms
-from triplet_det.detection.canvas import Placement, canvas_size, check_image, place, resized_size
+from triplet_det.detection.batches import Keyed, canvases_of, detect, in_batches, place_batch, rows_for
+from triplet_det.detection.canvas import Placement, check_image
 from triplet_det.detection.central_region import keep_triplets
 from triplet_det.detection.settings import Settings
 from triplet_det.devices import compiler
@@ -144,68 +144,6 @@ def select(pairs: Pairs, settings: Settings) -> Detections:
   return suppress(pairs.boxes, pairs.scores, pairs.classes, pairs.tl_scores, pairs.br_scores)
 
 
-def select_on_host(pairs: Pairs, settings: Settings) -> Detections:
-  """`select` for one image as published, `nms.soft_nms_in_place`: valid NumPy pairs [P], whose order matters."""
-  return nms.soft_nms_in_place(
-    pairs.boxes, pairs.scores, pairs.classes, pairs.tl_scores, pairs.br_scores, **settings.nms_settings()
-  )
-
-
-def canvases_of(height: int, width: int, settings: Settings) -> tuple[tuple[int, int], ...]:
-  """The canvas (height, width) at each scale for an image of this size."""
-  return tuple(canvas_size(*resized_size(height, width, s), settings.canvas_multiple) for s in settings.scales)
-
-
-def in_batches(
-  keyed_images: Iterable[tuple[Hashable, np.ndarray]], settings: Settings, batch_size: int, max_waiting: int
-) -> Iterator[list[tuple[Hashable, np.ndarray]]]:
-  """Groups (key, image) by canvases; a group goes when it is full, or the fullest when `max_waiting` wait."""
-  waiting = collections.defaultdict(list)
-  for item in keyed_images:
-    bucket = canvases_of(*item[1].shape[:2], settings)
-    waiting[bucket].append(item)
-    if len(waiting[bucket]) == batch_size:
-      yield waiting.pop(bucket)
-    elif sum(map(len, waiting.values())) >= max_waiting:
-      yield waiting.pop(max(waiting, key=lambda b: len(waiting[b])))
-  yield from waiting.values()
-
-
-def rows_for(count: int, sharding: jax.sharding.NamedSharding | None) -> int:
-  """Rows of the batch for `count` images: as many on every device."""
-  devices = 1 if sharding is None else sharding.num_devices
-  return -(-count // devices) * devices
-
-
-def place_batch(
-  images: Sequence[np.ndarray], scale: float, settings: Settings, rows: int
-) -> tuple[np.ndarray, Placement]:
-  """Images of one bucket on canvases [rows, H, W, 3]; the rows after the last image repeat the first."""
-  placed = [
-    place(
-      image,
-      scale,
-      settings.canvas_multiple,
-      nominal_scale=settings.nominal_scale,
-      cut_last_line=settings.cut_last_line,
-    )
-    for image in images
-  ]
-  placed += [placed[0]] * (rows - len(placed))
-  return jax.tree.map(lambda *a: np.stack(a), *placed)
-
-
-def per_image(
-  keys: Sequence[Hashable], result: Detections | Pairs, settings: Settings
-) -> Iterator[tuple[Hashable, Detections]]:
-  """Waits for a batch's result of `finish` and cuts it into images, NumPy and valid rows only; padding is dropped."""
-  result = jax.device_get(result)
-  for i, key in enumerate(keys):
-    rows = np.flatnonzero(result.valid[i])
-    one = jax.tree.map(lambda a: a[i][rows], result)  # noqa: B023, used at once
-    yield key, select_on_host(one, settings) if settings.stale_rows else one
-
-
 class Detector:
   """Images in, detections out, in pixels of each image.
 
@@ -287,21 +225,18 @@ class Detector:
       ValueError: an image of another type or shape; says which.
     """
     images = _check_list(images)
-    batches = in_batches(enumerate(images), self.settings, self.batch_size, len(images) + 1)
-    found = dict(self._overlapped(batches, lambda n: min(self.batch_size, 1 << (n - 1).bit_length())))
+    found = dict(self._detect(enumerate(images), len(images) + 1, padded=False))
     return [found[i] for i in range(len(images))]
 
   def stream(
-    self, keyed_images: Iterable[tuple[Hashable, np.ndarray]], *, max_waiting: int | None = None
+    self, keyed_images: Iterable[Keyed], *, max_waiting: int | None = None
   ) -> Iterator[tuple[Hashable, Detections]]:
     """Yields (key, Detections) for every (key, image) as batches fill, not in order; for data sets of any length.
 
     Incomplete batches are padded to `batch_size`, so every canvas size needs one program only. At most `max_waiting`
     images (default 16 batches) wait for others of their canvas; then the fullest batch goes as it is.
     """
-    checked = ((key, check_image(image, key)) for key, image in keyed_images)
-    batches = in_batches(checked, self.settings, self.batch_size, max_waiting or 16 * self.batch_size)
-    yield from self._overlapped(batches, lambda n: self.batch_size)
+    return self._detect(keyed_images, max_waiting or 16 * self.batch_size, padded=True)
 
   def proposals(self, images: Sequence[np.ndarray]) -> list[Proposals]:
     """What each image's detections were chosen from, in order: NumPy, valid pairs only, all centers.
@@ -311,10 +246,9 @@ class Detector:
     """
     images = _check_list(images)
     found = [None] * len(images)
-    for batch in in_batches(enumerate(images), self.settings, self.batch_size, len(images) + 1):
-      keys, batch_images = zip(*batch)
-      proposals = jax.device_get(self._launch(batch_images, self._rows(self.batch_size))[1])
-      for row, key in enumerate(keys):
+    for _, batch in in_batches(enumerate(images), self.settings, self.batch_size, len(images) + 1):
+      proposals = jax.device_get(self._launch([image for _, image in batch], padded=True)[1])
+      for row, (key, _) in enumerate(batch):
         one = jax.tree.map(lambda a: a[row], proposals)  # noqa: B023, used at once
         valid = one.pairs.valid
         pairs = jax.tree.map(lambda a: a[valid], one.pairs)  # noqa: B023
@@ -326,27 +260,21 @@ class Detector:
     before = self.num_programs
     canvases = {canvas for height, width in sizes for canvas in canvases_of(height, width, self.settings)}
     for done, canvas in enumerate(sorted(canvases)):
-      self._program(canvas, self._rows(self.batch_size))
+      self._program(canvas, rows_for(self.batch_size, self._sharding))
       logging.info('canvas %d of %d is ready', done + 1, len(canvases))
     return self.num_programs - before
 
-  def _rows(self, count: int) -> int:
-    return rows_for(count, self._sharding)
+  def _detect(self, keyed_images: Iterable[Keyed], max_waiting: int, *, padded: bool):
+    batches = in_batches(keyed_images, self.settings, self.batch_size, max_waiting)
+    return detect(batches, lambda _, images: self._launch(images, padded=padded)[0], self.settings)
 
-  def _overlapped(self, batches, rows_of: Callable[[int], int]) -> Iterator[tuple[Hashable, Detections]]:
-    """Runs batches; the host prepares the next one while the device works on the last."""
-    before = None
-    for batch in batches:
-      keys, images = zip(*batch)
-      running = keys, self._launch(images, self._rows(rows_of(len(images))))[0]
-      if before is not None:
-        yield from per_image(*before, self.settings)
-      before = running
-    if before is not None:
-      yield from per_image(*before, self.settings)
+  def _launch(self, images: Sequence[np.ndarray], *, padded: bool) -> tuple[Detections | Pairs, Proposals]:
+    """Sends a batch of images of one group to the device, and returns without waiting for it.
 
-  def _launch(self, images: Sequence[np.ndarray], rows: int) -> tuple[Detections | Pairs, Proposals]:
-    """Sends a batch of images of one bucket to the device; returns without waiting for it."""
+    `padded` to a whole batch, or only to the next power of two.
+    """
+    count = self.batch_size if padded else min(self.batch_size, 1 << (len(images) - 1).bit_length())
+    rows = rows_for(count, self._sharding)
     found = []
     for scale in self.settings.scales:
       canvases, placement = place_batch(images, scale, self.settings, rows)

@@ -5,7 +5,7 @@ An exported file is run without the code of the network; what only checkpoints n
 
 import concurrent.futures
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,8 @@ class LoadedDetector:
     tester: inference.Detector | exported_file.ExportedDetector,
     categories: CategoryTable,
     about: Mapping[str, Any],
-    heatmaps: Callable[[np.ndarray], paper_figures.Heatmaps] | None = None,
   ):
     self.tester, self.categories, self.about = tester, categories, dict(about)
-    self._heatmaps = heatmaps
 
   def __call__(self, images: Sequence[Any]) -> list[ImageDetections]:
     """Detections of each image, in order, in its own pixels, best first.
@@ -56,7 +54,7 @@ class LoadedDetector:
     """
     if isinstance(images, str | Path):
       raise ValueError(f'the detector takes a list of images, got the path {images}: pass [path]')
-    if (_is_array(images) and np.ndim(images) == 3) or _is_pil(images):
+    if getattr(images, 'ndim', None) == 3 or _is_pil(images):
       raise ValueError(f'the detector takes a list of images, got one {type(images).__name__}: pass [image]')
     arrays = [check_image(_as_array(image), i) for i, image in enumerate(images)]
     return [self.wrap(found) for found in self.tester(arrays)]
@@ -76,9 +74,11 @@ class LoadedDetector:
     Raises:
       ValueError: of an exported file, which gives boxes only.
     """
-    if self._heatmaps is None:
+    tester = self.tester
+    if isinstance(tester, exported_file.ExportedDetector):
       raise ValueError(f'{self.about["checkpoint"]} is an exported file and gives boxes only: load the run folder')
-    return self._heatmaps(image)
+    where = dict(scale=tester.settings.center_scale, canvas_multiple=tester.settings.canvas_multiple)
+    return paper_figures.heatmaps(tester.apply_fn, tester.variables, image, **where)
 
 
 def load(
@@ -114,12 +114,7 @@ def load(
     digest = beside.submit(_digest, variables)
     tester = trained_network.make_detector(module, variables, settings, batch_size=batch_size)
   about = dict(checkpoint=str(checkpoint), step=record.step, weights=digest.result())
-
-  def heatmaps(image):
-    where = dict(scale=settings.center_scale, canvas_multiple=settings.canvas_multiple)
-    return paper_figures.heatmaps(tester.apply_fn, tester.variables, image, **where)
-
-  return LoadedDetector(tester, record.categories, about, heatmaps)
+  return LoadedDetector(tester, record.categories, about)
 
 
 def is_exported(checkpoint: epath.PathLike) -> bool:
@@ -162,11 +157,7 @@ def read_image(path: epath.PathLike) -> np.ndarray:
 def _as_array(image) -> np.ndarray:
   if _is_pil(image):
     return np.asarray(image.convert('RGB'))
-  return image if _is_array(image) else read_image(image)
-
-
-def _is_array(image) -> bool:
-  return hasattr(image, '__array__') and not _is_pil(image)
+  return image if hasattr(image, '__array__') else read_image(image)
 
 
 def _is_pil(image) -> bool:

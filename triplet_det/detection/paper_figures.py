@@ -12,8 +12,9 @@ import cv2
 import jax
 import numpy as np
 
-from triplet_det.detection import canvas
-from triplet_det.detection.central_region import central_region
+from triplet_det.detection import nms
+from triplet_det.detection.canvas import check_image, place
+from triplet_det.detection.central_region import centers_inside, central_region
 from triplet_det.detection.inference import Proposals
 from triplet_det.models import input_pixels
 from triplet_det.pictures import drawing
@@ -57,11 +58,18 @@ def heatmaps(
     image: uint8 [h, w, 3] RGB.
     scale, canvas_multiple: of the canvas, see `canvas.place`; `Settings` of a run has both.
   """
-  image = canvas.check_image(image, 'to draw on')
-  placed, placement = canvas.place(image, scale, canvas_multiple)
+  image = check_image(image, 'to draw on')
+  placed, placement = place(image, scale, canvas_multiple)
+  (left, top), (width, height) = placement.border.astype(int), placement.size.astype(int)
+
+  def on_image(heat: np.ndarray) -> np.ndarray:
+    """Output cells [H, W] -> pixels of the image [h, w]."""
+    on_canvas = cv2.resize(heat, placed.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    cropped = on_canvas[top : top + height, left : left + width]
+    return cv2.resize(cropped, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+
   hottest = jax.device_get(_hottest_class(apply_fn, variables, placed[None]))
-  crop = functools.partial(_crop, canvas_size=placed.shape[:2], placement=placement, image_size=image.shape[:2])
-  return Heatmaps(*(None if heat is None else crop(heat[0]) for heat in hottest))
+  return Heatmaps(*(None if heat is None else on_image(heat[0]) for heat in hottest))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -70,14 +78,6 @@ def _hottest_class(apply_fn, variables, canvases):
   maps = apply_fn(variables, input_pixels.normalise(canvases))
   heats = maps.tl_heat, maps.br_heat, maps.center_heat
   return jax.tree.map(lambda logits: jax.nn.sigmoid(logits.max(axis=-1)), heats)
-
-
-def _crop(heat: np.ndarray, canvas_size, placement: canvas.Placement, image_size) -> np.ndarray:
-  """Output cells [H, W] -> pixels of the image [h, w]."""
-  on_canvas = cv2.resize(heat, canvas_size[::-1], interpolation=cv2.INTER_LINEAR)
-  (left, top), (width, height) = placement.border.astype(int), placement.size.astype(int)
-  on_image = on_canvas[top : top + height, left : left + width]
-  return cv2.resize(on_image, image_size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def draw_heatmaps(image: np.ndarray, maps: Heatmaps) -> list[Panel]:
@@ -112,16 +112,9 @@ def strongest_pairs(proposals: Proposals, *, kept: bool, threshold: float) -> Pa
     best, others = candidates[0], candidates[1:]
     chosen.append(best)
     same = pairs.classes[others] == pairs.classes[best]
-    candidates = others[~(same & (_overlaps(pairs.boxes[best], pairs.boxes[others]) > NEAR_DUPLICATE))]
+    iou, _ = nms.overlap(np, pairs.boxes[best], pairs.boxes[others])
+    candidates = others[~(same & (iou > NEAR_DUPLICATE))]
   return jax.tree.map(lambda a: a[np.array(chosen, int)], pairs)
-
-
-def _overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-  """Intersection over union of a box [4] with others [N, 4]; 0 where both are empty."""
-  sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-  shared = np.clip(sides, 0, None).prod(axis=1)
-  union = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - shared
-  return shared / np.maximum(union, 1e-9)
 
 
 def draw_pairs(image: np.ndarray, proposals: Proposals, names: Sequence[str], *, threshold: float) -> list[Panel]:
@@ -137,19 +130,17 @@ def draw_pairs(image: np.ndarray, proposals: Proposals, names: Sequence[str], *,
     threshold: on the scores of pairs and of centers.
   """
   kept = strongest_pairs(proposals, kept=True, threshold=threshold)
-  if proposals.centers is None:
-    picture = _draw_boxes(*drawing.enlarge(image), kept, names)
-    return [Panel(picture, f'{_counted(kept)}: no centers in this network to reject any')]
-  rejected = strongest_pairs(proposals, kept=False, threshold=threshold)
   centers = proposals.centers
-  shown = (centers.scores > threshold) | _best_inside(_regions(kept), kept.classes, centers)
-  centers = jax.tree.map(lambda a: a[np.flatnonzero(shown)], centers)
+  if centers is None:
+    return [Panel(_draw(image, kept, names), f'{_counted(kept)}: no centers in this network to reject any')]
+  rejected = strongest_pairs(proposals, kept=False, threshold=threshold)
+  inside = np.asarray(centers_inside(kept, centers))
+  keeping = np.where(inside, centers.scores, 0).argmax(axis=1)[inside.any(axis=1)]
+  shown = np.union1d(keeping, np.flatnonzero(centers.scores > threshold))
+  centers = jax.tree.map(lambda a: a[shown], centers)
   return [
-    Panel(
-      _draw_triplets(image, kept, centers, names),
-      f'kept: {_counted(kept)} with a center of their class in the shade',
-    ),
-    Panel(_draw_triplets(image, rejected, centers, names), f'rejected: {_counted(rejected)} without one'),
+    Panel(_draw(image, kept, names, centers), f'kept: {_counted(kept)} with a center of their class in the shade'),
+    Panel(_draw(image, rejected, names, centers), f'rejected: {_counted(rejected)} without one'),
   ]
 
 
@@ -158,35 +149,19 @@ def _counted(pairs: Pairs) -> str:
   return f'the best {count} pairs' if count == MOST_PAIRS else '1 pair' if count == 1 else f'{count} pairs'
 
 
-def _regions(pairs: Pairs) -> np.ndarray:
-  return np.asarray(central_region(pairs.boxes))
-
-
-def _draw_boxes(picture: np.ndarray, factor: int, pairs: Pairs, names: Sequence[str]) -> np.ndarray:
-  labels, colors = [names[c] for c in pairs.classes], [drawing.class_color(c) for c in pairs.classes]
-  return drawing.draw_boxes(picture, pairs.boxes * factor, labels, scores=pairs.scores, colors=colors)
-
-
-def _draw_triplets(image: np.ndarray, pairs: Pairs, centers: Peaks, names: Sequence[str]) -> np.ndarray:
-  """Shaded central regions, boxes, and all the centers on top, the best last."""
+def _draw(image: np.ndarray, pairs: Pairs, names: Sequence[str], centers: Peaks | None = None) -> np.ndarray:
+  """Boxes; with centers also the shaded central regions, and all the centers on top, the best last."""
   picture, factor = drawing.enlarge(image)
-  picture = drawing.shade_boxes(picture, _regions(pairs) * factor, [drawing.class_color(c) for c in pairs.classes])
-  picture = _draw_boxes(picture, factor, pairs, names)
+  labels, colors = [names[c] for c in pairs.classes], [drawing.class_color(c) for c in pairs.classes]
+  if centers is not None:
+    picture = drawing.shade_boxes(picture, np.asarray(central_region(pairs.boxes)) * factor, colors)
+  picture = drawing.draw_boxes(picture, pairs.boxes * factor, labels, scores=pairs.scores, colors=colors)
+  if centers is None:
+    return picture
   order = np.argsort(-centers.scores, kind='stable')
   points = np.stack([centers.x, centers.y], axis=-1)[order] * factor
   colors = [drawing.class_color(c) for c in centers.classes[order]]
   return drawing.draw_keypoints(picture, points, scores=centers.scores[order], colors=colors)
-
-
-def _best_inside(regions: np.ndarray, classes: np.ndarray, centers: Peaks) -> np.ndarray:
-  """[K] bool: the centers that are the best of their class in one of the regions [P, 4] of classes [P]."""
-  x1, y1, x2, y2 = regions.T[..., None]
-  inside = (centers.x > x1) & (centers.x < x2) & (centers.y > y1) & (centers.y < y2)
-  inside &= (classes[:, None] == centers.classes) & (centers.scores > 0)
-  best = np.where(inside, centers.scores, 0).argmax(axis=1)
-  chosen = np.zeros(centers.scores.shape, bool)
-  chosen[best[inside.any(axis=1)]] = True
-  return chosen
 
 
 def side_by_side(panels: Sequence[Panel]) -> np.ndarray:

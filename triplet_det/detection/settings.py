@@ -1,12 +1,12 @@
 """How images are tested: `Settings`, and those of the published programs."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from triplet_det.detection import nms
 from triplet_det.detection.central_region import CENTER_RULES
+from triplet_det.run import config_limits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,18 +23,16 @@ class Settings:
   embedding_threshold: float = 0.5
   outside_margin: float | None = 5.0  # pixels a box may reach out of the resized image; None lets all be clipped
   center_rule: str = 'best'  # of the centers in a box's region; 'first' is the published one, first in the list
-  nms_method: str = 'gaussian'
+  nms_method: str = 'gaussian'  # this one and the next six: `nms.Rule`
   sigma: float = 0.5
-  overlap_threshold: float = 0.5  # for the methods linear and hard only
+  overlap_threshold: float = 0.5
   score_threshold: float = 0.001
   max_detections: int = 100
-  merge_exponent: float | None = None  # see `nms.soft_nms`; published: 10 with several scales
-  inclusive: bool = False  # published: True, box sides + 1 pixel in the overlap
+  merge_exponent: float | None = None  # published: 10 with several scales
+  inclusive: bool = False  # published: True
   stale_rows: bool = False  # published: True, `nms.soft_nms_in_place` on the host, slower
   nominal_scale: bool = False  # published: True, boxes are divided by the scale asked for, not by the rounded one
-  mirror_shift: bool = (
-    False  # published: True, what the mirror image shows is turned back one input pixel too far right
-  )
+  mirror_shift: bool = False  # published: True, what the mirror image shows is turned back a pixel too far right
   cut_last_line: bool = False  # published: True, an image as large as its canvas loses its last row or column
 
   def __post_init__(self):
@@ -44,19 +42,12 @@ class Settings:
       raise ValueError(f'canvas_multiple must be a power of two, got {self.canvas_multiple}')
     if self.center_rule not in CENTER_RULES:
       raise ValueError(f'unknown center_rule {self.center_rule!r}; possible: {", ".join(CENTER_RULES)}')
-    if self.nms_method not in nms.METHODS:
-      raise ValueError(f'unknown nms_method {self.nms_method!r}; possible: {", ".join(nms.METHODS)}')
+    nms.Rule(**self.nms_settings())
 
-  def nms_settings(self) -> dict:
-    return dict(
-      method=self.nms_method,
-      sigma=self.sigma,
-      overlap_threshold=self.overlap_threshold,
-      score_threshold=self.score_threshold,
-      max_detections=self.max_detections,
-      inclusive=self.inclusive,
-      merge_exponent=self.merge_exponent,
-    )
+  def nms_settings(self) -> dict[str, Any]:
+    """The fields of `nms.Rule`."""
+    names = [field.name for field in dataclasses.fields(nms.Rule) if field.name != 'method']
+    return dict(method=self.nms_method, **{name: getattr(self, name) for name in names})
 
 
 PUBLISHED_CENTERNET = Settings(
@@ -71,19 +62,22 @@ PUBLISHED_CORNERNET_MULTI_SCALE = dataclasses.replace(
 )
 
 
+KNOWN = tuple(field.name for field in dataclasses.fields(Settings))
+
+
 def settings_for(test: Mapping, image_scale: float = 1.0) -> Settings:
   """The settings of a config or checkpoint, for images that are worked on at `image_scale` of their resolution."""
-  known = [field.name for field in dataclasses.fields(Settings)]
-  if unknown := sorted(set(test) - set(known)):
+  if unknown := sorted(set(test) - set(KNOWN)):
     raise ValueError(
-      f'unknown test settings {", ".join(unknown)}; known: {", ".join(known)}. If a checkpoint brings them, it is of '
+      f'unknown test settings {", ".join(unknown)}; known: {", ".join(KNOWN)}. If a checkpoint brings them, it is of '
       'another version: update triplet_det'
     )
   values = {name: tuple(value) if isinstance(value, list) else value for name, value in test.items()}
   if values['center_scale'] not in values['scales']:
     raise ValueError(f'test.center_scale is {values["center_scale"]}: give one of test.scales, {values["scales"]}')
-  scales = tuple(scale * image_scale for scale in values.pop('scales'))
-  return Settings(scales=scales, **values | {'center_scale': values['center_scale'] * image_scale})
+  values['scales'] = tuple(scale * image_scale for scale in values['scales'])
+  values['center_scale'] *= image_scale
+  return Settings(**values)
 
 
 def change(settings: Settings, changes: Mapping[str, Any]) -> Settings:
@@ -92,12 +86,7 @@ def change(settings: Settings, changes: Mapping[str, Any]) -> Settings:
   Raises:
     ValueError: an unknown name (the nearest known one is named), or a value out of range.
   """
-  known = [field.name for field in dataclasses.fields(Settings)]
-  for name in changes:
-    if name not in known:
-      near = difflib.get_close_matches(name, known, n=1)
-      hint = f'; did you mean {near[0]!r}?' if near else '.'
-      raise ValueError(f'unknown setting {name!r}{hint} Known: {", ".join(known)}')
+  config_limits.check_names('setting', changes, KNOWN)
   settings = dataclasses.replace(settings, **changes)
   if 'scales' in changes and 'center_scale' not in changes:
     nearest = min(settings.scales, key=lambda scale: abs(scale - settings.center_scale))

@@ -25,7 +25,7 @@ from absl import logging
 from flax import struct
 
 from triplet_det.data import pipeline
-from triplet_det.detection import coco_results, inference
+from triplet_det.detection import batches, coco_results, inference
 from triplet_det.detection.canvas import Placement, canvas_size
 from triplet_det.detection.settings import Settings
 from triplet_det.evaluators import coco_ap
@@ -85,16 +85,16 @@ def analyse(
       *(settings.top_k, crowded, len(counts), counts.max()),
     )
   programs = _Programs(module, variables, settings, sharding, slots=-(-int(counts.max()) // 8) * 8)
-  rows = inference.rows_for(batch_size, sharding)
+  rows = batches.rows_for(batch_size, sharding)
   sizes = source.image_sizes
   order = sorted(range(len(source)), key=lambda i: canvas_size(*sizes[i], settings.canvas_multiple))
   images = ((record.image_id, image) for _, record, image in pipeline.load_images(source, order))
   progress = ProgressLine(len(source), prefix='error analysis', unit='image')
   found = {name: {} for name in REPLACED}
-  for batch in inference.in_batches(images, settings, batch_size, max_waiting=16 * batch_size):
+  for _, batch in batches.in_batches(images, settings, batch_size, max_waiting=16 * batch_size):
     image_ids, batch_images = zip(*batch)
     for name, result in programs(batch_images, [objects[i] for i in image_ids], rows).items():
-      found[name].update(inference.per_image(image_ids, result, settings))
+      found[name].update(batches.per_image(image_ids, result, settings))
     progress.update(len(found['nothing']))
   progress.close()
   for scale, hidden in zip(settings.scales, programs.hidden):
@@ -155,7 +155,7 @@ class _Programs:
     """Results of `inference.finish` by the name of the row."""
     found = {name: [] for name in REPLACED}
     for k, scale in enumerate(self._settings.scales):
-      canvases, placement = inference.place_batch(images, scale, self._settings, rows)
+      canvases, placement = batches.place_batch(images, scale, self._settings, rows)
       truth = truth_on_canvases(images, objects, placement, self._slots)
       canvas = canvases.shape[1:3]
       canvases, placement, truth = jax.device_put((canvases, placement, truth), self._sharding)
@@ -171,7 +171,7 @@ class _Programs:
 def truth_on_canvases(
   images: Sequence[np.ndarray], objects: Sequence[Objects], placement: Placement, slots: int
 ) -> Truth:
-  """The objects of images placed by `inference.place_batch`; the rows after the last image have none."""
+  """The objects of images placed by `batches.place_batch`; the rows after the last image have none."""
   rows = len(placement.border)
   boxes = np.zeros((rows, slots, 2, 2), np.float32)
   classes, valid = np.zeros((rows, slots), np.int32), np.zeros((rows, slots), bool)

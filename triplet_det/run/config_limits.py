@@ -1,27 +1,19 @@
-"""What the numbers of a config can be, where nothing else would say it before it is too late."""
+"""What a config can hold: names that are known, and numbers, where nothing else would say it before it is too late."""
 
+import difflib
 import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+_COUNTS = 'total_steps', 'log_every', 'checkpoint_every', 'eval_every', 'eval_batch_size', 'input_size'
+_FROM_0 = 'seed', 'group_size', 'data.num_workers', 'data.num_threads', 'augment.border', 'lighting'
+_FROM_0_OF_ADAM = 'optimizer.warmup_steps', 'optimizer.clip_norm', 'optimizer.reference_batch'
 # Name in the config -> what is possible, and whether a value is.
 LIMITS = {
-  **dict.fromkeys(
-    ('total_steps', 'log_every', 'checkpoint_every', 'eval_every', 'eval_batch_size', 'input_size'),
-    ('at least 1', lambda value: value >= 1),
-  ),
-  'augment.max_objects': ('at least 1', lambda value: value >= 1),
-  **dict.fromkeys(
-    ('seed', 'group_size', 'data.num_workers', 'data.num_threads', 'augment.border', 'lighting'),
-    ('at least 0', lambda value: value >= 0),
-  ),
-  **dict.fromkeys(
-    ('optimizer.warmup_steps', 'optimizer.clip_norm', 'optimizer.reference_batch'),
-    ('at least 0', lambda value: value >= 0),
-  ),
-  'image_scale': ('above 0', lambda value: value > 0),
-  'optimizer.base': ('above 0', lambda value: value > 0),
+  **dict.fromkeys((*_COUNTS, 'augment.max_objects'), ('at least 1', lambda value: value >= 1)),
+  **dict.fromkeys((*_FROM_0, *_FROM_0_OF_ADAM), ('at least 0', lambda value: value >= 0)),
+  **dict.fromkeys(('image_scale', 'optimizer.base'), ('above 0', lambda value: value > 0)),
   'average_decay': ('from 0, without averages, to below 1, such as 0.999', lambda value: 0 <= value < 1),
   'colour_jitter': ('from 0 to below 1', lambda value: 0 <= value < 1),
   'min_overlap': ('between 0 and 1', lambda value: 0 < value < 1),
@@ -42,3 +34,12 @@ def check(config: Mapping[str, Any]) -> None:
       wrong.append(f'config.{name} is {value}: give {possible}')
   if wrong:
     raise ValueError('; '.join(wrong))
+
+
+def check_names(what: str, given: Iterable[str], known: Collection[str], where: str = '') -> None:
+  """Raises ValueError for the first of the `given` names that is not known, with the nearest one that is, and all."""
+  for name in given:
+    if name not in known:
+      near = difflib.get_close_matches(name, known, n=1)
+      hint = f'; did you mean {near[0]!r}?' if near else '.'
+      raise ValueError(f'unknown {what} {name!r}{where}{hint} Known: {", ".join(known)}')
