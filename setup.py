@@ -31,7 +31,10 @@ setup(
   python_requires='>=3.11',
   cmdclass={'build_py': BuildWithConfigs},
   packages=find_packages(include=['triplet_det', 'triplet_det.*']),
-  package_data={'triplet_det.report': ['page.*'], 'triplet_det.detection.demo': ['weights.npz', 'provenance.json']},
+  package_data={
+    'triplet_det.report': ['page.*', 'templates/*.html'],
+    'triplet_det.detection.demo': ['weights.npz', 'provenance.json'],
+  },
   install_requires=[
     'absl-py>=2.1',
     'array_record>=0.8',
@@ -41,6 +44,8 @@ setup(
     'grain>=0.2.12',
     'importlib_resources>=6',  # tensorflow-datasets needs it for builders inside a package and does not say so
     'jax>=0.10',
+    'jinja2>=3.1',
+    'matplotlib>=3.8',
     'ml_collections>=1.0',
     'numpy>=2.0',
     'opencv-python-headless>=4.11',

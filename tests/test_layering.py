@@ -50,7 +50,7 @@ STOREYS = {
   ],
   'pictures': [['plots'], ['drawing', 'video']],
   'prediction': [['over_files'], ['merge_parts'], ['coco_image_ids', 'parts_on_disk']],
-  'report': [['sections'], ['gallery'], ['charts', 'run_folder', 'tables']],
+  'report': [['sections'], ['gallery'], ['run_folder']],
   'run': [
     ['metric_writers'],
     ['checkpoints', 'command_line', 'config_limits', 'json_files', 'output_paths', 'progress', 'stop_signal'],

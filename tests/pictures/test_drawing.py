@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from triplet_det.pictures import drawing
-from triplet_det.pictures.plots import COLORS, plot_curves
 
 BLACK, RED, GREEN = (0, 0, 0), (255, 0, 0), (0, 200, 0)
 
@@ -177,45 +176,8 @@ def test_save_png(tmp_path):
     (lambda: drawing.draw_keypoints(blank(), [[np.inf, 0]]), 'must be finite'),
     (lambda: drawing.contact_sheet([], 2), '0 images'),
     (lambda: drawing.contact_sheet([blank()], 1, ['a', 'b']), '2 captions for 1 images'),
-    (lambda: plot_curves({'a': ([1, 2], [1])}), "'a' has 2 values of x and 1 of y"),
-    (lambda: plot_curves({'a': ([1], [np.nan])}), 'no finite point'),
-    (lambda: plot_curves({}), '0 curves'),
   ],
 )
 def test_errors(call, message):
   with pytest.raises(ValueError, match=message):
     call()
-
-
-def test_curve_goes_where_the_numbers_are():
-  """y = x over [0, 100] runs from the bottom left to the top right; a gap at NaN stays white."""
-  x = np.arange(0.0, 101.0)
-  y = np.where((x > 40) & (x < 60), np.nan, x)
-  image = plot_curves({'loss': (x, y)}, title='T', xlabel='step', ylabel='loss', y_range=(0, 100))
-  assert image.shape == (500, 900, 3) and image.dtype == np.uint8
-  rows, columns = np.nonzero((image == COLORS[0]).all(axis=-1) & (np.arange(500) > 84)[:, None])
-  slope, start = np.polyfit(columns, rows, 1)
-  bottom, left, right = 500 - 62, 78, 900 - 28
-  assert start + slope * left == pytest.approx(bottom, abs=1.5)
-  assert columns.min() == pytest.approx(left, abs=6) and columns.max() == pytest.approx(right, abs=6)
-  top = start + slope * right
-  assert top == pytest.approx(82, abs=1.5)  # below the title and one line of legend
-  assert np.abs(rows - (start + slope * columns)).max() < 3
-  gap = (columns > left + 0.42 * (right - left)) & (columns < left + 0.58 * (right - left))
-  assert not gap.any() and (image < 120).all(axis=-1)[:50].any()
-
-
-def test_a_point_between_gaps_is_a_dot():
-  y = np.ones(101)
-  y[[49, 51]] = np.nan
-  image = plot_curves({'a': (np.arange(101), y)}, y_range=(0, 2))
-  columns = np.flatnonzero((image[100:] == COLORS[0]).all(axis=-1).sum(axis=0) >= 6)
-  assert columns.min() > 470 and columns.max() < 480
-
-
-def test_second_curve_and_single_points():
-  image = plot_curves({'train': ([0, 10], [1, 2]), 'evaluation': ([5], [1.5])}, y_range=(0, 3))
-  assert (image[100:] == COLORS[0]).all(axis=-1).sum() > 500
-  x1, y1, x2, y2 = covered(image[60:], COLORS[1])
-  assert 5 <= x2 - x1 <= 9 and 5 <= y2 - y1 <= 9
-  assert (x1 + x2) / 2 == pytest.approx((78 + 872) / 2, abs=1)

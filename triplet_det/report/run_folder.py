@@ -29,26 +29,6 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-  """One run folder."""
-
-  folder: epath.Path
-  log: tuple[dict, ...]  # lines of metrics.jsonl by step: 'step', and 'train/...' or 'eval/...' -> float
-  config: dict  # empty if there is no config.json
-  evaluations: tuple[Evaluation, ...]  # the newest first; what is not complete comes last
-
-  @property
-  def name(self) -> str:
-    return self.folder.name or str(self.folder)
-
-  @property
-  def shown(self) -> Evaluation | None:
-    """The newest complete evaluation that has metrics (not of a test set), else the newest complete one, else None."""
-    complete = [e for e in self.evaluations if e.written]
-    return next((e for e in complete if e.metrics), complete[0] if complete else None)
-
-
-@dataclasses.dataclass(frozen=True)
 class PrecisionRecall:
   """Precision over recall at one IoU threshold; NaN without objects."""
 
@@ -98,8 +78,26 @@ class Picture:
   rejected: list[Box]  # pairs without a center in their central region
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One run folder, and more about the evaluation that the page shows."""
+
+  folder: epath.Path
+  log: tuple[dict, ...]  # lines of metrics.jsonl by step: 'step', and 'train/...' or 'eval/...' -> float
+  config: dict  # empty if there is no config.json
+  evaluations: tuple[Evaluation, ...]  # the newest first; what is not complete comes last
+  shown: Evaluation | None  # the newest complete one that has metrics (not of a test set), else the newest complete one
+  curves: Curves | None  # of `shown`, as the pictures; None if there is no file, or no metrics
+  pictures: list[Picture] | None
+  error_analysis: ErrorAnalysis | None  # of `shown`, else the newest that there is
+
+  @property
+  def name(self) -> str:
+    return self.folder.name or str(self.folder)
+
+
 def read_run(workdir: epath.PathLike) -> Run:
-  """Reads log, config and the metrics of all evaluations.
+  """Reads log and config, the metrics of all evaluations, and all that is to be shown of one.
 
   Raises:
     FileNotFoundError: there is no such folder.
@@ -109,18 +107,30 @@ def read_run(workdir: epath.PathLike) -> Run:
   if not folder.is_dir():
     raise FileNotFoundError(f'there is no run folder {folder}: give one that was trained')
   log = read_metrics(folder / METRICS_FILE) if (folder / METRICS_FILE).exists() else []
-  with understood(folder / 'config.json') as config:
+  with _understood(folder / 'config.json') as config:
     config = dict(config or {})
-  evaluations = [_read_evaluation(path) for path in _subfolders(folder / 'eval')]
+  evaluations = [_read_evaluation(path) for path in (folder / 'eval').glob('*') if path.is_dir()]
   oldest = datetime.datetime.min.replace(tzinfo=datetime.UTC)
   # The step decides between evaluations of the same time, as a copied folder has them.
   evaluations.sort(key=lambda e: (e.written or oldest, e.step or 0, e.folder.name), reverse=True)
-  return Run(folder, tuple(sorted(log, key=lambda row: row['step'])), config, tuple(evaluations))
+  complete = [e for e in evaluations if e.written]
+  shown = next((e for e in complete if e.metrics), complete[0] if complete else None)
+  # Mode error_analysis writes into the folder of mode eval, which need not be the one that is shown.
+  analyses = (_read_error_analysis(e.folder) for e in [shown, *evaluations] if e)
+  return Run(
+    folder=folder,
+    log=tuple(sorted(log, key=lambda row: row['step'])),
+    config=config,
+    evaluations=tuple(evaluations),
+    shown=shown,
+    curves=_read_curves(shown.folder) if shown and shown.metrics else None,
+    pictures=_read_gallery(shown.folder) if shown else None,
+    error_analysis=next(filter(None, analyses), None),
+  )
 
 
-def read_curves(folder: epath.Path) -> Curves | None:
-  """curves.json of an evaluation folder; None if it has none. ValueError names a file that is broken."""
-  with understood(folder / 'curves.json') as content:
+def _read_curves(folder: epath.Path) -> Curves | None:
+  with _understood(folder / 'curves.json') as content:
     if not content:
       return None
     recall = _numbers(content['recall'])
@@ -138,17 +148,15 @@ def read_curves(folder: epath.Path) -> Curves | None:
     )
 
 
-def read_gallery(folder: epath.Path) -> list[Picture] | None:
-  """gallery.json of an evaluation folder; None if it has none. ValueError names a file that is broken."""
-  with understood(folder / 'gallery.json') as content:
+def _read_gallery(folder: epath.Path) -> list[Picture] | None:
+  with _understood(folder / 'gallery.json') as content:
     if content is None:
       return None
     return [_picture(entry, folder) for entry in content]
 
 
-def read_error_analysis(folder: epath.Path) -> ErrorAnalysis | None:
-  """error_analysis.json of an evaluation folder; None if it has none. ValueError names a file that is broken."""
-  with understood(folder / 'error_analysis.json') as content:
+def _read_error_analysis(folder: epath.Path) -> ErrorAnalysis | None:
+  with _understood(folder / 'error_analysis.json') as content:
     if not content:
       return None
     rows = {str(row['replaced']): _metrics(row['metrics']) for row in content['rows']}
@@ -156,7 +164,7 @@ def read_error_analysis(folder: epath.Path) -> ErrorAnalysis | None:
 
 
 @contextlib.contextmanager
-def understood(path: epath.Path) -> Iterator:
+def _understood(path: epath.Path) -> Iterator:
   """Gives the file's JSON content, None if there is no file; what cannot be read or used is a ValueError naming it."""
   try:
     yield json.loads(path.read_text()) if path.exists() else None
@@ -169,16 +177,12 @@ def understood(path: epath.Path) -> Iterator:
 
 def _read_evaluation(folder: epath.Path) -> Evaluation:
   path = folder / 'metrics.json'
-  with understood(path) as content:
+  with _understood(path) as content:
     fingerprint = dict(content['fingerprint']) if content else {}
     in_name = re.search(r'step_(\d+)', folder.name)
     step = int(fingerprint['step']) if 'step' in fingerprint else int(in_name[1]) if in_name else None
     written = datetime.datetime.fromtimestamp(path.stat().mtime, datetime.UTC) if content else None
     return Evaluation(folder, step, written, _metrics(content['metrics']) if content else {}, fingerprint)
-
-
-def _subfolders(folder: epath.Path) -> list[epath.Path]:
-  return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.exists() else []
 
 
 def _metrics(metrics: Mapping) -> dict[str, float]:
