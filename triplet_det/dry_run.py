@@ -210,35 +210,36 @@ def _title(plan: Plan) -> str:
 
 
 def _rows(plan: Plan) -> list[tuple[str, ...]]:
-  """(what, its value for each program)."""
-  programs = plan.programs
+  """(what, its value for each program); what no program has is left out."""
+  parts = dict.fromkeys(part for program in plan.programs for part in program.memory)
+  kinds = dict.fromkeys(one.kind for program in plan.programs for one in program.collectives)
+  available = f' of {plan.chip.memory / roofline.GIB:.2f} GiB' if plan.chip else ''
+  values_of = {
+    'images per call, on all devices': lambda program: str(program.images),
+    **{f'memory: {part}': lambda program, part=part: _binary(program.memory.get(part)) for part in parts},
+    'memory, total': lambda program: _binary(program.total_memory) + available,
+    'arithmetic, as compiled': lambda program: _decimal(program.flops, 'FLOP'),
+    'arithmetic of the network': lambda program: _decimal(program.useful_flops, 'FLOP'),
+    'memory read and written': lambda program: _decimal(program.bytes_accessed, 'B'),
+    **{kind: lambda program, kind=kind: _sent(program, kind) for kind in kinds},
+    'least time': lambda program: program.bound and f'{_decimal(program.bound.seconds, "s")}, by {program.bound.by}',
+    'share of peak for the network, then': lambda program: program.bound and f'{100 * program.bound.peak_share:.1f} %',
+    'compiled in': lambda program: f'{program.compile_seconds:.0f} s',
+  }
+  rows = [(label, [value_of(program) for program in plan.programs]) for label, value_of in values_of.items()]
+  return [(label, *(value or '-' for value in values)) for label, values in rows if any(values)]
 
-  def row(label, value_of):
-    values = [value_of(program) for program in programs]
-    return [(label, *('-' if value is None else value for value in values))] if any(values) else []
 
-  rows = row('images per call, on all devices', lambda p: str(p.images))
-  for part in dict.fromkeys(part for program in programs for part in program.memory):
-    rows += row(f'memory: {part}', lambda p, part=part: _binary(p.memory.get(part)))
-  of = f' of {plan.chip.memory / roofline.GIB:.2f} GiB' if plan.chip else ''
-  rows += row('memory, total', lambda p: _binary(p.total_memory) + of)
-  rows += row('arithmetic, as compiled', lambda p: _decimal(p.flops, 'FLOP'))
-  rows += row('arithmetic of the network', lambda p: _decimal(p.useful_flops, 'FLOP'))
-  rows += row('memory read and written', lambda p: _decimal(p.bytes_accessed, 'B'))
-  for kind in dict.fromkeys(one.kind for program in programs for one in program.collectives):
-    found = [next((one for one in program.collectives if one.kind == kind), None) for program in programs]
-    rows.append((kind, *(f'{one.count} x, {_decimal(one.bytes, "B")}' if one else '-' for one in found)))
-  rows += row('least time', lambda p: p.bound and f'{_decimal(p.bound.seconds, "s")}, by {p.bound.by}')
-  rows += row('share of peak for the network, then', lambda p: p.bound and f'{100 * p.bound.peak_share:.1f} %')
-  rows += row('compiled in', lambda p: f'{p.compile_seconds:.0f} s')
-  return rows
+def _sent(program: Program, kind: str) -> str | None:
+  return next((f'{one.count} x, {_decimal(one.bytes, "B")}' for one in program.collectives if one.kind == kind), None)
 
 
 def _notes(plan: Plan) -> list[str]:
   notes = []
   if plan.days is not None:
+    time = f'{plan.days:.2f} days' if plan.days >= 1 else duration(86_400 * plan.days)
     notes.append(
-      f'{plan.total_steps:,} steps: at least {_time(plan.days)}. A bound, not a promise: arithmetic at the peak or '
+      f'{plan.total_steps:,} steps: at least {time}. A bound, not a promise: arithmetic at the peak or '
       'memory at full speed, whichever takes longer, without evaluation and without waiting for data or other devices.'
     )
   if plan.simulated:
@@ -247,10 +248,6 @@ def _notes(plan: Plan) -> list[str]:
       'traffic are not counted.'
     )
   return notes
-
-
-def _time(days: float) -> str:
-  return f'{days:.2f} days' if days >= 1 else duration(86_400 * days)
 
 
 def _binary(size: int | None) -> str | None:

@@ -170,7 +170,7 @@ class Part:
         self._left_out[line['image']] = line['left_out']
       else:
         self._images += 1
-        threshold = np.float32(self.about['threshold'])  # as `ImageDetections.above` compares
+        threshold = float(np.float32(self.about['threshold']))  # as `ImageDetections.above` compares
         self._boxes += sum(score > threshold for score in line['scores'])
     self._end += size
 
