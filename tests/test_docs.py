@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import pytest
 
+import triplet_det
 from scripts import docs_pictures
 from scripts.paper import table_runs
 from tests import documented, forks
@@ -40,7 +41,7 @@ SMALL = {
   **{'model.cascade_corner_pooling': False, 'group_size': 0, 'input_size': 31, 'image_scale': 1.0},
   **{'augment.border': 16, 'augment.max_objects': 8, 'colour_jitter': 0.2, 'lighting': 0.05, 'min_overlap': 0.3},
   **{'published_radius': False, 'optimizer.base': 1e-3, 'optimizer.schedule': 'cosine', 'optimizer.warmup_steps': 0},
-  **{'optimizer.reference_batch': 0, 'data.num_workers': 0, 'draw_threshold': 0.0},
+  **{'optimizer.reference_batch': 0, 'data.num_workers': 0},
   **{f'test.{quirk}': False for quirk in ('inclusive', 'stale_rows', 'nominal_scale', 'mirror_shift', 'cut_last_line')},
   **{'test.canvas_multiple': 128, 'test.top_k': 100, 'test.center_rule': 'best', 'test.outside_margin': 5.0},
   **{'test.max_detections': 10, 'test.embedding_threshold': 9.0},  # so that a network that knows nothing finds boxes
@@ -332,19 +333,21 @@ def test_what_the_commands_leave(ended, folder):
   assert not {path.name for path in ROOT.iterdir()} & {'SCENES', 'TFDS', 'WORKDIR', 'boxes', 'figures', 'small.py'}
 
 
-def test_the_pictures_of_the_documentation(ended, folder):
-  """Two images beside each other with blue ground truth and red detections, the run's curves, the head of its page."""
-  pictures = folder / 'PICTURES'
+def test_the_pictures_of_the_documentation(ended, folder, monkeypatch):
+  """The run's curves, the head of its page, and images beside each other with blue ground truth and red detections."""
+  run, pictures = folder / 'runs/shapes', folder / 'PICTURES'
   for name in ('loss', 'ap'):
-    assert (pictures / f'shapes_{name}.png').read_bytes() == (folder / f'runs/shapes/{name}.png').read_bytes()
-  sheet = cv2.imread(str(pictures / 'detections.jpg'), cv2.IMREAD_COLOR_RGB).astype(int)
-  assert sheet.shape[1] == 2 * (260 + 6) + 6
+    assert (pictures / f'shapes_{name}.png').read_bytes() == (run / f'{name}.png').read_bytes()
+  if any(map(shutil.which, docs_pictures.BROWSERS)):
+    page = cv2.imread(str(pictures / 'report.jpg'))
+    assert page.shape[1] == docs_pictures.PAGE_WIDTH and page.std() > 10
+  assert cv2.imread(str(pictures / 'detections.jpg')).shape[1] == 2 * (260 + 6) + 6
+  demo = triplet_det.load('demo', mirror=False)  # the run of two steps finds nothing
+  monkeypatch.setattr(triplet_det, 'load', lambda given: demo if given == run else None)
+  sheet = docs_pictures.detections(run).astype(int)
   for half in (sheet[:, :266], sheet[:, 266:]):
     for color in (drawing.GROUND_TRUTH, drawing.DETECTION):
       assert (np.abs(half - color).max(axis=-1) < 30).sum() > 100
-  if any(map(shutil.which, docs_pictures.BROWSERS)):
-    page = cv2.imread(str(pictures / 'report.jpg'), cv2.IMREAD_COLOR_RGB)
-    assert page.shape[1] == 900 and page.std() > 10
   kept = {path.name for path in (ROOT / 'docs').iterdir() if path.suffix in ('.png', '.jpg')}
   copies = {copy for needed in docs_pictures.NEEDED.values() for copy in needed.values() if copy}
   assert kept == copies | {'detections.jpg', 'report.jpg'}
