@@ -104,21 +104,12 @@ def _convolution_flops(equation) -> int:
   result = equation.outvars[0].aval.shape
   images_axes, kernel_axes, result_axes = values['dimension_numbers']
   products = result[result_axes[0]] * result[result_axes[1]] * kernel[kernel_axes[1]]  # rows, channels out and in
-  for axis, (before, _) in enumerate(values['padding']):
-    products *= _taps(
-      images[images_axes[2 + axis]],
-      kernel[kernel_axes[2 + axis]],
-      result[result_axes[2 + axis]],
-      stride=values['window_strides'][axis],
-      before=before,
-      input_step=values['lhs_dilation'][axis],
-      kernel_step=values['rhs_dilation'][axis],
-    )
+  steps = (values[name] for name in ('padding', 'window_strides', 'lhs_dilation', 'rhs_dilation'))
+  spatial = (axes[2:] for axes in (images_axes, kernel_axes, result_axes))
+  for (before, _), stride, input_step, kernel_step, *axes in zip(*steps, *spatial):
+    length, taps, cells = (shape[axis] for shape, axis in zip((images, kernel, result), axes))
+    position = stride * np.arange(cells)[:, None] + kernel_step * np.arange(taps) - before
+    # Pairs of a cell of the result and a tap of the kernel, along one axis, that meet a number of the input.
+    met = (position >= 0) & (position <= (length - 1) * input_step) & (position % input_step == 0)
+    products *= int(met.sum())
   return 2 * products
-
-
-def _taps(length: int, kernel: int, cells: int, *, stride: int, before: int, input_step: int, kernel_step: int) -> int:
-  """Pairs of a cell of the result and a tap of the kernel, along one axis, that meet a number of the input."""
-  position = stride * np.arange(cells)[:, None] + kernel_step * np.arange(kernel) - before
-  inside = (position >= 0) & (position <= (length - 1) * input_step) & (position % input_step == 0)
-  return int(inside.sum())

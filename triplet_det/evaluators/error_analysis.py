@@ -32,8 +32,13 @@ from triplet_det.evaluators import coco_ap
 from triplet_det.run.progress import ProgressLine
 from triplet_det.structs import Detections, KeypointMaps, Pairs
 
-OUTPUTS = ('centers', 'corners', 'embeddings', 'offsets')  # of the network; 'centers' are their heat and offsets
-REPLACED = {'nothing': (), **{output: (output,) for output in OUTPUTS}, 'everything': OUTPUTS}
+OUTPUTS = {  # of the network: the fields of KeypointMaps
+  'centers': ('center_heat', 'center_offset'),
+  'corners': ('tl_heat', 'br_heat'),
+  'embeddings': ('tl_embed', 'br_embed'),
+  'offsets': ('tl_offset', 'br_offset'),
+}
+REPLACED = {'nothing': (), **{output: (output,) for output in OUTPUTS}, 'everything': tuple(OUTPUTS)}
 METRICS = ('AP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L')  # the columns of Table 5
 REACH = 0.5  # the lowest IoU at which COCO's AP counts a box as found
 
@@ -264,22 +269,13 @@ def replace(maps: KeypointMaps, true: KeypointMaps, chosen: Mapping[str, jax.Arr
     true: of `true_maps`.
     chosen: output -> whether it is replaced, for each of `OUTPUTS`.
   """
+  # The true embeddings keep away from 0 as from each other; here from the largest predicted one.
   largest = jnp.maximum(jnp.abs(maps.tl_embed).max(), jnp.abs(maps.br_embed).max())
-
-  def take(output, predicted, truth):  # the largest predicted embedding, not 0, is what the true ones keep away from
-    return jnp.where(chosen[output] & ~jnp.isnan(truth), truth, predicted)
-
-  replaced = maps.replace(
-    tl_heat=take('corners', maps.tl_heat, true.tl_heat),
-    br_heat=take('corners', maps.br_heat, true.br_heat),
-    tl_embed=take('embeddings', maps.tl_embed, true.tl_embed + largest),
-    br_embed=take('embeddings', maps.br_embed, true.br_embed + largest),
-    tl_offset=take('offsets', maps.tl_offset, true.tl_offset),
-    br_offset=take('offsets', maps.br_offset, true.br_offset),
-  )
-  if maps.center_heat is None:
-    return replaced
-  return replaced.replace(
-    center_heat=take('centers', maps.center_heat, true.center_heat),
-    center_offset=take('centers', maps.center_offset, true.center_offset),
-  )
+  true = true.replace(tl_embed=true.tl_embed + largest, br_embed=true.br_embed + largest)
+  replaced = {}
+  for output, fields in OUTPUTS.items():
+    for field in fields:
+      predicted, truth = getattr(maps, field), getattr(true, field)
+      if predicted is not None:
+        replaced[field] = jnp.where(chosen[output] & ~jnp.isnan(truth), truth, predicted)
+  return maps.replace(**replaced)
