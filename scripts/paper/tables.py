@@ -207,14 +207,7 @@ def table_of(arguments: argparse.Namespace, overrides: Sequence[str]) -> Table:
     return TABLES[arguments.table](request_of(arguments, overrides))
   if overrides:
     raise ValueError(f'not understood: {" ".join(overrides)}')
-  return speed.measure(
-    hg=arguments.hg,
-    size=arguments.size,
-    image=arguments.image,
-    rounds=arguments.rounds,
-    settings=arguments.settings,
-    checkpoint={name: given[-1] for name, given in folders(arguments.checkpoint).items()},
-  )
+  return speed.measure(arguments, {name: given[-1] for name, given in folders(arguments.checkpoint).items()})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

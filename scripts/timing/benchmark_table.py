@@ -1,15 +1,18 @@
 """Figures of `scripts/benchmark.py` as a table, where they come from, and whether they got worse."""
 
 import dataclasses
-import math
-import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
+
+import psutil
 
 from scripts.paper.side_by_side import Row, Table, number
 from scripts.paper.table_runs import flat
+from scripts.timing import quiet_pairs
 from scripts.timing.quiet_pairs import Turns
 from triplet_det import evaluate
 from triplet_det.detection.settings import Settings
@@ -19,88 +22,80 @@ SLOWER = 1.03
 # In all of them less is better. A ratio of two programs in one round says more than a time: it is compared, the better
 # of the two that a row has; and what is measured in bytes.
 RATIOS = ('ours / torch', 'ours / GEMM')
-NOT_COMPARED = ('settings.against', 'settings.pools')  # without the twin there is still the GEMM
 SIZES = ('peak MB', 'KB per image', 'MB at the end')
+
+
+class Figures(NamedTuple):
+  """What a command has measured."""
+
+  rows: Sequence[Row]
+  turns: Turns | None = None  # with GEMM
+  notes: Sequence[str] = ()
 
 
 def timed_row(
   title: str,
   turns: Turns,
-  gemm_flops: int,
+  program: str = OURS,
   *,
-  arm: str = OURS,
-  against: str | None = None,
   flops: int | None = None,
-  items: int = 1,
+  images: int = 1,
+  first: str | None = None,
   beside: Mapping[str, float] | None = None,
 ) -> Row:
-  """The samples of an arm: milliseconds, ratios, and the fraction of the GEMM's best rate in these rounds.
+  """The samples of a program: milliseconds, ratios, and the fraction of the GEMM's best rate.
 
   Args:
     title: of the row.
-    turns: with an arm GEMM.
-    gemm_flops: of the GEMM.
-    arm: whose samples these are.
-    against: the arm that it is compared with.
-    flops: of the arm; None leaves the fraction out.
-    items: that a run of the arm works on; times are per item.
-    beside: values that were measured once.
+    turns: with GEMM, and TORCH or not.
+    program: whose samples these are.
+    flops: of the program; None leaves the fraction out.
+    images: that a run of the program works on; times are per image.
+    first: another program, a ratio to which is wanted.
+    beside: what was measured once, by the title of its column.
   """
-  columns = {'ms': {i: 1e3 * seconds / items for i, seconds in turns.seconds(arm).items()}}
-  columns['ours / GEMM'] = {i: ratio / items for i, ratio in turns.ratios(arm, GEMM).items()}
-  if against:
-    columns[f'{against} ms'] = {i: 1e3 * seconds / items for i, seconds in turns.seconds(against).items()}
-    columns[f'ours / {against}'] = turns.ratios(arm, against)
+  milliseconds = {i: 1e3 * seconds / images for i, seconds in turns.seconds(program).items()}
+  columns = {'images/s': {i: 1e3 / ms for i, ms in milliseconds.items()}} if images > 1 else {}
+  columns['ms'] = milliseconds
+  columns['ours / GEMM'] = {i: ratio / images for i, ratio in turns.ratios(program, GEMM).items()}
+  if TORCH in next(iter(turns.rounds.values())):
+    columns['torch ms'] = {i: 1e3 * seconds for i, seconds in turns.seconds(TORCH).items()}
+    columns['ours / torch'] = turns.ratios(program, TORCH)
   if flops:
-    peak = gemm_flops / min(turns.seconds(GEMM).values())
-    columns['of GEMM peak'] = {i: flops / seconds / peak for i, seconds in turns.seconds(arm).items()}
-  runs = {
-    f'round {i}': {column: values[i] for column, values in columns.items()} | dict(beside or {}) for i in turns.rounds
-  }
+    columns['of GEMM peak'] = {i: flops / s / gemm_rate(turns) for i, s in turns.seconds(program).items()}
+  if first:
+    columns['to the first'] = turns.ratios(program, first)
+  runs = {f'round {i}': {c: values[i] for c, values in columns.items()} | dict(beside or {}) for i in turns.rounds}
   return Row(title, runs, {}, median=True, spec='.4g')
 
 
-def timed_table(
-  name: str,
-  title: str,
-  rows: Sequence[Row],
-  turns: Turns,
-  gemm_flops: int,
-  settings: Mapping,
-  notes: Sequence[str] = (),
-) -> Table:
+def gemm_rate(turns: Turns) -> float:
+  """Its best, FLOP/s."""
+  return 2 * quiet_pairs.GEMM_SIDE**3 / min(turns.seconds(GEMM).values())
+
+
+def table_of(command: str, title: str, figures: Figures, settings: Mapping) -> Table:
   """The rows with the columns that they have, how they came about, and how quiet it was."""
-  best = gemm_flops / min(turns.seconds(GEMM).values())
-  told = [turns.note(), f'GEMM: {gemm_flops / 1e9:.3g} GFLOP, at best {best / 1e9:.1f} GFLOP/s', *notes]
-  return plain_table(name, title, rows, settings, told)
-
-
-def plain_table(name: str, title: str, rows: Sequence[Row], settings: Mapping, notes: Sequence[str]) -> Table:
+  rows, turns, notes = figures
   columns = list(dict.fromkeys(column for row in rows for values in row.runs.values() for column in values))
-  return Table(name, title, columns, rows, [], origin(settings), notes)
+  if turns:
+    rate = f'GEMM: side {quiet_pairs.GEMM_SIDE}, at best {gemm_rate(turns) / 1e9:.1f} GFLOP/s'
+    notes = [turns.note(), rate, *notes]
+  return Table(command, title, columns, rows, [], origin(settings), notes)
 
 
 def origin(settings: Mapping) -> dict[str, object]:
   """Flat: machine, versions, commit and settings of a measurement."""
-  about = evaluate.fingerprint(Settings(), machine=_machine())
-  about['settings'] = dict(settings)
+  model = re.search(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text())
+  memory = round(psutil.virtual_memory().total / 2**30, 1)
+  cores = len(psutil.Process().cpu_affinity())
+  machine = dict(cpu=model[1] if model else platform.machine(), cores=cores, memory_gib=memory)
+  about = evaluate.fingerprint(Settings(), machine=machine)
   del about['test']  # what of it matters is among the settings
   about['versions'] |= {'python': platform.python_version()}
   if settings.get('against') == TORCH:
     about['versions'] |= {'torch': metadata.version('torch')}
-  return dict(flat(about))
-
-
-def _machine() -> dict[str, object]:
-  info = Path('/proc/cpuinfo')
-  models = [line.partition(':')[2].strip() for line in info.read_text().splitlines() if line.startswith('model name')]
-  gib = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
-  return dict(cpu=models[0] if models else platform.machine(), cores=cores(), memory_gib=round(gib, 1))
-
-
-def cores() -> int:
-  """How many cores this process may use."""
-  return len(os.sched_getaffinity(0))
+  return dict(flat(about | dict(settings=settings)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,17 +108,15 @@ class Change:
   now: float
 
   @property
-  def factor(self) -> float:
-    return self.now / self.before
-
-  @property
-  def verdict(self) -> str:
-    return 'slower' if self.factor > SLOWER else 'faster' if self.factor < 1 / SLOWER else 'same'
+  def worse(self) -> bool:
+    return self.now / self.before > SLOWER
 
   def __str__(self) -> str:
+    factor = self.now / self.before
+    words = ('larger', 'smaller') if self.column in SIZES else ('slower', 'faster')
+    verdict = words[0] if self.worse else words[1] if factor < 1 / SLOWER else 'same'
     values = f'{number(self.before, ".4g")} -> {number(self.now, ".4g")}'
-    verdict = {'slower': 'larger', 'faster': 'smaller'}.get(self.verdict) if self.column in SIZES else None
-    return f'{verdict or self.verdict:7} {self.factor:.3f}  {self.row}: {self.column} {values}'
+    return f'{verdict:7} {factor:.3f}  {self.row}: {self.column} {values}'
 
 
 def compare(old: Mapping, new: Mapping) -> list[Change]:
@@ -135,31 +128,19 @@ def compare(old: Mapping, new: Mapping) -> list[Change]:
   Raises:
     ValueError: they are of different commands or settings, or have no figure in common; says which.
   """
-  given = [
-    {'command': one['table']} | {key: value for key, value in one['recipe'].items() if key.startswith('settings.')}
-    for one in (old, new)
-  ]
+  there, here = ({'command': one['table'], **one['recipe']} for one in (old, new))
   differing = [
-    f'{key} {given[0].get(key)} there, {given[1].get(key)} here'
-    for key in dict.fromkeys([*given[0], *given[1]])
-    if given[0].get(key) != given[1].get(key) and key not in NOT_COMPARED
+    f'{key} {there[key]} there, {here[key]} here'
+    for key in there.keys() & here.keys()  # only one of them may have a twin
+    if key.startswith(('command', 'settings.')) and there[key] != here[key]
   ]
   if differing:
     raise ValueError(f'not the same measurement: {"; ".join(differing)}')
-  before = {row['row']: row['here'] for row in old['rows']}
-  changes = []
+  before, changes = {row['row']: row['here'] for row in old['rows']}, []
   for row in new['rows']:
     was, now = before.get(row['row'], {}), row['here']
-    both = [column for column in (*RATIOS, *SIZES) if _usable(was.get(column)) and _usable(now.get(column))]
-    ratio = [column for column in both if column in RATIOS][:1]
-    changes += [
-      Change(row['row'], column, was[column], now[column])
-      for column in (*ratio, *(column for column in both if column in SIZES))
-    ]
+    ratios, sizes = ([c for c in columns if was.get(c) and now.get(c)] for columns in (RATIOS, SIZES))
+    changes += [Change(row['row'], column, was[column], now[column]) for column in (*ratios[:1], *sizes)]
   if not changes:
     raise ValueError('the two measurements have no figure in common')
   return changes
-
-
-def _usable(value: float | None) -> bool:
-  return value is not None and math.isfinite(value) and value > 0

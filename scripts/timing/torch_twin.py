@@ -1,24 +1,31 @@
 """The same networks in PyTorch: what a user would pick instead, for the benchmark's `--against torch` to time.
 
-Module names are those of the released state dicts, so that the weights of the golden networks load as they are; the
-twin is checked against their maps before it is timed. Free of JAX, whose memory would count. Needs the extra `torch`.
+Weights have the names of the released state dicts, so that those of the golden networks are taken as they are; the twin
+is checked against their maps before it is timed. Free of JAX, whose memory would count. Needs the extra `torch`.
 """
 
+import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
-from torch import nn
+from torch.nn import functional as F
 
 from tests import golden_state
 
-KINDS = ('tl', 'br', 'ct')
 BOUND = 2e-5  # largest error of a map over the largest value of the golden one
+HEIGHT, WIDTH = 2, 3
+SLOTS = 128  # objects per image
+WEIGHT = 0.1  # of pull and push, which are sums over the images
+CLIP = 1e-4  # probabilities stay this far from 0 and 1
+SMALL = 1e-4  # added to counts
 Maps = dict[str, torch.Tensor]  # released name (tl_heats, ...) -> [B, channels, H, W]
+Targets = Mapping[str, torch.Tensor]
+# <kind>_heat [B, C, H, W], <kind>_cell [B, N] flat cells, <kind>_offset [B, N, 2], valid [B, N]
 
 
-class LineByLine(torch.autograd.Function):
+class RunningMax(torch.autograd.Function):
   """Running maximum along an axis of [B, C, H, W], one line of cells after the other.
 
   In channels_last less work than torch.cummax, which keeps the places of the maxima too. The gradient goes to the cell
@@ -28,229 +35,228 @@ class LineByLine(torch.autograd.Function):
   @staticmethod
   def forward(ctx, x: torch.Tensor, dim: int, from_last: bool) -> torch.Tensor:
     y = torch.empty_like(x)
-    before = None
-    for i in _scan(x.shape[dim], from_last):
-      here = y.select(dim, i)
-      if before is None:
-        here.copy_(x.select(dim, i))
-      else:
-        torch.maximum(x.select(dim, i), before, out=here)
-      before = here
+    lines, maxima = _lines(x, dim, from_last), _lines(y, dim, from_last)
+    maxima[0].copy_(lines[0])
+    for line, before, here in zip(lines[1:], maxima, maxima[1:]):
+      torch.maximum(line, before, out=here)
     ctx.save_for_backward(y)
-    ctx.dim, ctx.from_last = dim, from_last
+    ctx.scan = dim, from_last
     return y
 
   @staticmethod
   def backward(ctx, g: torch.Tensor):
     (y,) = ctx.saved_tensors
-    dim = ctx.dim
-    order = list(_scan(y.shape[dim], ctx.from_last))
     dx = torch.empty_like(y)
-    gathered = torch.zeros_like(g.select(dim, 0))
-    for i, before in zip(order[:0:-1], order[-2::-1]):
-      gathered = gathered + g.select(dim, i)
-      kept = gathered * (y.select(dim, i) > y.select(dim, before))
-      dx.select(dim, i).copy_(kept)
+    maxima, gradients, results = (_lines(a, *ctx.scan) for a in (y, g, dx))
+    gathered = torch.zeros_like(gradients[0])
+    for i in range(len(maxima) - 1, 0, -1):
+      gathered = gathered + gradients[i]
+      kept = gathered * (maxima[i] > maxima[i - 1])
+      results[i].copy_(kept)
       gathered = gathered - kept
-    dx.select(dim, order[0]).copy_(gathered + g.select(dim, order[0]))
+    results[0].copy_(gathered + gradients[0])
     return dx, None, None
 
 
-def cummax(x: torch.Tensor, dim: int, from_last: bool) -> torch.Tensor:
-  """The same in PyTorch's own words."""
-  return x.flip(dim).cummax(dim).values.flip(dim) if from_last else x.cummax(dim).values
+def _lines(x: torch.Tensor, dim: int, from_last: bool) -> tuple[torch.Tensor, ...]:
+  return x.unbind(dim)[::-1] if from_last else x.unbind(dim)
 
 
-def _scan(length: int, from_last: bool) -> range:
-  return range(length - 1, -1, -1) if from_last else range(length)
-
-
-POOLS: Mapping[str, Callable] = {'lines': LineByLine.apply, 'cummax': cummax}
-HEIGHT, WIDTH = 2, 3
-DIRECTIONS = {'tl': True, 'br': False}  # whether the corner's pools scan from the last index down
-
-
-class Block(nn.Module):
-  """Convolution without bias, norm, ReLU."""
-
-  def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1):
-    super().__init__()
-    self.conv = nn.Conv2d(inputs, outputs, size, stride, (size - 1) // 2, bias=False)
-    self.bn = nn.BatchNorm2d(outputs)
-
-  def forward(self, x):
-    return torch.relu_(self.bn(self.conv(x)))
-
-
-class Residual(nn.Module):
-  def __init__(self, inputs: int, outputs: int, stride: int = 1):
-    super().__init__()
-    self.conv1, self.bn1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
-    self.conv2, self.bn2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
-    self.skip = _conv_norm(inputs, outputs, stride) if stride != 1 or inputs != outputs else nn.Identity()
-
-  def forward(self, x):
-    y = self.bn2(self.conv2(torch.relu_(self.bn1(self.conv1(x)))))
-    return torch.relu_(y + self.skip(x))
-
-
-def _conv_norm(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-  return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-
-class Hourglass(nn.Module):
-  def __init__(self, dims: Sequence[int], blocks: Sequence[int]):
-    super().__init__()
-    here, below, count = dims[0], dims[1], blocks[0]
-    self.up1 = nn.Sequential(*(Residual(here, here) for _ in range(count)))
-    self.low1 = nn.Sequential(Residual(here, below, 2), *(Residual(below, below) for _ in range(count - 1)))
-    if len(dims) > 2:
-      self.low2 = Hourglass(dims[1:], blocks[1:])
-    else:
-      self.low2 = nn.Sequential(*(Residual(below, below) for _ in range(blocks[1])))
-    self.low3 = nn.Sequential(*(Residual(below, below) for _ in range(count - 1)), Residual(below, here))
-
-  def forward(self, x):
-    low = self.low3(self.low2(self.low1(x)))
-    return self.up1(x) + nn.functional.interpolate(low, scale_factor=2, mode='nearest')
-
-
-class Pooling(nn.Module):
-  """Corner, cascade corner or center pooling, with what follows them."""
-
-  def __init__(self, kind: str, width: int, pooled: int, cascade: bool, running_max: Callable):
-    super().__init__()
-    self.kind, self.running_max = kind, running_max
-    self.p1_conv1, self.p2_conv1 = Block(width, pooled, 3), Block(width, pooled, 3)
-    self.cascade = cascade and kind != 'ct'
-    if self.cascade:
-      self.look_conv1, self.look_conv2 = Block(width, pooled, 3), Block(width, pooled, 3)
-      self.P1_look_conv, self.P2_look_conv = (nn.Conv2d(pooled, pooled, 3, 1, 1, bias=False) for _ in range(2))
-    self.p_conv1, self.p_bn1 = nn.Conv2d(pooled, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
-    self.conv1, self.bn1 = nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width)
-    self.conv2 = Block(width, width, 3)
-
-  def _pool(self, x, dim):
-    return self.running_max(x, dim, DIRECTIONS[self.kind])
-
-  def forward(self, x):
-    vertical, horizontal = self.p1_conv1(x), self.p2_conv1(x)
-    if self.kind == 'ct':
-      pooled = vertical.amax(HEIGHT, keepdim=True) + horizontal.amax(WIDTH, keepdim=True)
-    else:
-      if self.cascade:
-        vertical = self.P1_look_conv(vertical + self._pool(self.look_conv1(x), WIDTH))
-        horizontal = self.P2_look_conv(horizontal + self._pool(self.look_conv2(x), HEIGHT))
-      pooled = self._pool(vertical, HEIGHT) + self._pool(horizontal, WIDTH)
-    return self.conv2(torch.relu_(self.p_bn1(self.p_conv1(pooled)) + self.bn1(self.conv1(x))))
-
-
-class _Hidden(nn.Module):
-  def __init__(self, inputs: int, outputs: int):
-    super().__init__()
-    self.conv = nn.Conv2d(inputs, outputs, 3, 1, 1)
-
-  def forward(self, x):
-    return torch.relu_(self.conv(x))
-
-
-class Twin(nn.Module):
-  """images [B, 3, H, W] normalised -> one Maps per stack in training, of the last stack alone in testing.
+class Twin:
+  """images [B, 3, H, W] normalised -> Maps, one per stack in training, of the last stack alone in testing.
 
   Args:
-    model: keys of `detector.DetectorConfig`.
-    pools: a key of POOLS.
+    weights: by their released names; they say which network it is.
+    training: whether norms take the statistics of the batch.
   """
 
-  def __init__(self, model: Mapping, pools: str = 'lines'):
-    super().__init__()
-    dims, stacks, width = model['dims'], model['stacks'], model['head_width']
-    centers, cascade = model.get('center_branch', True), model.get('cascade_corner_pooling', True)
-    self.pre = nn.Sequential(Block(3, model['stem_width'], 7, 2), Residual(model['stem_width'], dims[0], 2))
-    self.kps = nn.ModuleList(Hourglass(dims, model['blocks']) for _ in range(stacks))
-    self.cnvs = nn.ModuleList(Block(dims[0], width, 3) for _ in range(stacks))
-    self.inters = nn.ModuleList(Residual(dims[0], dims[0]) for _ in range(stacks - 1))
-    self.inters_ = nn.ModuleList(_conv_norm(dims[0], dims[0]) for _ in range(stacks - 1))
-    self.cnvs_ = nn.ModuleList(_conv_norm(width, dims[0]) for _ in range(stacks - 1))
-    self.kinds = KINDS if centers else KINDS[:2]
-    self.outputs = []
-    for kind in self.kinds:
-      pooling = (Pooling(kind, width, model['pool_width'], cascade, POOLS[pools]) for _ in range(stacks))
-      self.add_module(f'{kind}_cnvs', nn.ModuleList(pooling))
-      for output, channels in dict(heats=model['num_classes'], tags=1, regrs=2).items():
-        if (kind, output) != ('ct', 'tags'):
-          heads = (nn.Sequential(_Hidden(width, dims[0]), nn.Conv2d(dims[0], channels, 1)) for _ in range(stacks))
-          self.add_module(f'{kind}_{output}', nn.ModuleList(heads))
-          self.outputs.append((kind, f'{kind}_{output}'))
+  def __init__(self, weights: Mapping[str, torch.Tensor], *, training: bool):
+    self.weights, self.training = weights, training
+    self._modules = {name[:end] for name in weights for end in range(len(name)) if name[end] == '.'}
+    self.kinds = [kind for kind in ('tl', 'br', 'ct') if f'{kind}_heats' in self._modules]
 
-  def forward(self, images: torch.Tensor) -> list[Maps]:
-    x, maps = self.pre(images), []
-    for stack, hourglass in enumerate(self.kps):
-      feature = self.cnvs[stack](hourglass(x))
-      last = stack == len(self.kps) - 1
+  def __call__(self, images: torch.Tensor) -> list[Maps]:
+    x, maps = self._residual('pre.1', self._block('pre.0', images, 2), 2), []
+    for i in self._numbered('kps'):
+      feature = self._block(f'cnvs.{i}', self._hourglass(f'kps.{i}', x))
+      last = f'kps.{i + 1}' not in self._modules
       if self.training or last:
-        pooled = {kind: self.get_submodule(f'{kind}_cnvs')[stack](feature) for kind in self.kinds}
-        maps.append({name: self.get_submodule(name)[stack](pooled[kind]) for kind, name in self.outputs})
+        maps.append({})
+        for kind in self.kinds:
+          pooled = self._pooling(kind, f'{kind}_cnvs.{i}', feature)
+          for name in (f'{kind}_heats', f'{kind}_tags', f'{kind}_regrs'):
+            if name in self._modules:
+              maps[-1][name] = self._conv(f'{name}.{i}.1', torch.relu_(self._conv(f'{name}.{i}.0.conv', pooled)))
       if not last:
-        x = self.inters[stack](torch.relu_(self.inters_[stack](x) + self.cnvs_[stack](feature)))
+        x = torch.relu_(self._conv_norm(f'inters_.{i}', x) + self._conv_norm(f'cnvs_.{i}', feature))
+        x = self._residual(f'inters.{i}', x)
     return maps
 
+  def _hourglass(self, name: str, x: torch.Tensor) -> torch.Tensor:
+    low = self._residuals(f'{name}.low1', x, 2)
+    deeper = self._hourglass if f'{name}.low2.low1' in self._modules else self._residuals
+    low = self._residuals(f'{name}.low3', deeper(f'{name}.low2', low))
+    return self._residuals(f'{name}.up1', x) + F.interpolate(low, scale_factor=2, mode='nearest')
 
-def load(twin: Twin, weights: Mapping[str, np.ndarray]) -> None:
-  """Takes over a released state dict. Raises ValueError if a name is missing or left over."""
-  tensors = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
-  found = twin.load_state_dict(tensors, strict=False)
-  missing = [name for name in found.missing_keys if not name.endswith('num_batches_tracked')]
-  if missing or found.unexpected_keys:
-    raise ValueError(f'the twin is another network: missing {missing}, left over {found.unexpected_keys}')
+  def _pooling(self, kind: str, name: str, x: torch.Tensor) -> torch.Tensor:
+    """Corner, cascade corner or center pooling, with what follows them."""
+
+    def pool(x, dim):
+      return RunningMax.apply(x, dim, kind == 'tl')
+
+    vertical, horizontal = self._block(f'{name}.p1_conv1', x), self._block(f'{name}.p2_conv1', x)
+    if kind == 'ct':
+      pooled = vertical.amax(HEIGHT, keepdim=True) + horizontal.amax(WIDTH, keepdim=True)
+    else:
+      if f'{name}.look_conv1' in self._modules:
+        look = pool(self._block(f'{name}.look_conv1', x), WIDTH), pool(self._block(f'{name}.look_conv2', x), HEIGHT)
+        vertical = self._conv(f'{name}.P1_look_conv', vertical + look[0])
+        horizontal = self._conv(f'{name}.P2_look_conv', horizontal + look[1])
+      pooled = pool(vertical, HEIGHT) + pool(horizontal, WIDTH)
+    pooled = self._norm(f'{name}.p_bn1', self._conv(f'{name}.p_conv1', pooled))
+    skip = self._norm(f'{name}.bn1', self._conv(f'{name}.conv1', x))
+    return self._block(f'{name}.conv2', torch.relu_(pooled + skip))
+
+  def _residuals(self, name: str, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
+    for i in self._numbered(name):
+      x = self._residual(f'{name}.{i}', x, 1 if i else stride)
+    return x
+
+  def _residual(self, name: str, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
+    y = torch.relu_(self._norm(f'{name}.bn1', self._conv(f'{name}.conv1', x, stride)))
+    y = self._norm(f'{name}.bn2', self._conv(f'{name}.conv2', y))
+    skip = self._conv_norm(f'{name}.skip', x, stride) if f'{name}.skip' in self._modules else x
+    return torch.relu_(y + skip)
+
+  def _block(self, name: str, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
+    return torch.relu_(self._norm(f'{name}.bn', self._conv(f'{name}.conv', x, stride)))
+
+  def _conv_norm(self, name: str, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
+    return self._norm(f'{name}.1', self._conv(f'{name}.0', x, stride))
+
+  def _conv(self, name: str, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
+    kernel = self.weights[f'{name}.weight']
+    return F.conv2d(x, kernel, self.weights.get(f'{name}.bias'), stride, kernel.shape[-1] // 2)
+
+  def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
+    mean, var, scale, bias = (self.weights[f'{name}.{of}'] for of in ('running_mean', 'running_var', 'weight', 'bias'))
+    return F.batch_norm(x, mean, var, scale, bias, self.training)
+
+  def _numbered(self, name: str) -> Iterator[int]:
+    return itertools.takewhile(lambda i: f'{name}.{i}' in self._modules, itertools.count())
 
 
-def golden_error(name: str, pools: str) -> float:
-  """Largest error of the twin's maps with the weights of a golden network, over the largest value of each map.
-
-  Args:
-    name: a key of `golden_state.NETWORKS`.
-    pools: a key of POOLS.
-  """
+def golden_error(name: str) -> float:
+  """Largest error of the twin's maps with the weights of a golden network, over the largest value of each map."""
   golden = golden_state.read(f'small_net_{name}')
-  twin = Twin(golden_state.NETWORKS[name], pools).eval()
-  load(twin, golden_state.state_dict(golden))
+  twin = Twin({key: torch.from_numpy(a) for key, a in golden_state.state_dict(golden).items()}, training=False)
   with torch.inference_mode():
     (maps,) = twin(torch.from_numpy(golden['x'].astype(np.float32)))
   expected = golden_state.under(golden, 'eval/map/')
   return max(golden_state.relative_error(found, expected[f'{output}/1']) for output, found in maps.items())
 
 
-def prepared(model: Mapping, channels_last: bool, pools: str) -> Twin:
-  """A twin with random weights that is to be timed: all cores, memory format set, checked against the golden maps.
-
-  Raises:
-    ValueError: the check fails.
-  """
-  torch.set_num_threads(len(os.sched_getaffinity(0)))
-  torch.set_flush_denormal(True)  # as XLA does
-  name = 'centernet' if model.get('center_branch', True) else 'cornernet'
-  if (error := golden_error(name, pools)) > BOUND:
-    raise ValueError(f'the twin is not the published {name}: its maps differ by {error:.1e}, the bound is {BOUND}')
-  torch.manual_seed(0)
-  return Twin(model, pools).to(memory_format=_format(channels_last))
-
-
-def random_images(batch: int, side: int, channels_last: bool) -> torch.Tensor:
-  return torch.randn(batch, 3, side, side).to(memory_format=_format(channels_last))
+def loss(maps: list[Maps], targets: Targets) -> dict[str, torch.Tensor]:
+  """The terms of Eq. (2) as published for one GPU's images, means over the stacks; the loss is their sum."""
+  terms = dict.fromkeys(('focal', 'pull', 'push', 'offset'), 0.0)
+  for m in maps:
+    for kind in (name.removesuffix('_heats') for name in m if name.endswith('_heats')):
+      terms['focal'] += _focal(m[f'{kind}_heats'], targets[f'{kind}_heat'])
+      offset = _at_cells(m[f'{kind}_regrs'], targets[f'{kind}_cell'])
+      terms['offset'] += _offset(offset, targets[f'{kind}_offset'], targets['valid'])
+    tl, br = (_at_cells(m[f'{kind}_tags'], targets[f'{kind}_cell'])[..., 0] for kind in ('tl', 'br'))
+    pull, push = _pull_push(tl, br, targets['valid'])
+    terms['pull'] += WEIGHT * pull
+    terms['push'] += WEIGHT * push
+  return {name: term / len(maps) for name, term in terms.items()}
 
 
-def _format(channels_last: bool) -> torch.memory_format:
-  return torch.channels_last if channels_last else torch.contiguous_format
+def _focal(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+  p = logits.sigmoid().clamp(CLIP, 1 - CLIP)
+  positive = target == 1
+  cells = torch.where(positive, p.log() * (1 - p) ** 2, (1 - p).log() * p**2 * (1 - target) ** 4)
+  return -cells.sum() / positive.sum().clamp(min=1)
 
 
-def network(model: Mapping, side: int, channels_last: bool, pools: str) -> Callable[[], None]:
-  """Image and mirror image of `side` x `side` pixels to the maps of the last stack."""
-  twin = prepared(model, channels_last, pools).eval()
-  images = random_images(2, side, channels_last)
+def _at_cells(field: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+  """[B, D, H, W] at the flat cells [B, N] -> [B, N, D]."""
+  flat = field.flatten(2).transpose(1, 2)
+  return flat.gather(1, cells[..., None].expand(-1, -1, flat.shape[2]))
+
+
+def _offset(offset: torch.Tensor, target: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+  return F.smooth_l1_loss(offset[valid], target[valid], reduction='sum') / (valid.sum() + SMALL)
+
+
+def _pull_push(tl: torch.Tensor, br: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+  """Embeddings [B, N] -> both sums over the images."""
+  count = valid.sum(1)
+  mean = (tl + br) / 2
+  pull = (((tl - mean) ** 2 + (br - mean) ** 2) * valid).sum(1) / (count + SMALL)
+  hinge = (1 - (mean[:, :, None] - mean[:, None, :]).abs()).clamp(min=0) - 1 / (count + SMALL)[:, None, None]
+  both = valid[:, :, None] & valid[:, None, :]
+  push = (hinge * both).sum((1, 2)) / ((count - 1) * count + SMALL)
+  return pull.sum(), push.sum()
+
+
+def network(shapes: Mapping[str, list[int]], side: int, channels_last: bool) -> Callable[[], None]:
+  """Image and mirror image of `side` x `side` pixels to the maps of the last stack; see `_checked` for the shapes."""
+  twin, images = _checked(shapes, channels_last, training=False), _random((2, 3, side, side), channels_last)
 
   def run():
     with torch.inference_mode():
       twin(images)
 
   return run
+
+
+def train_step(shapes: Mapping[str, list[int]], batch: int, side: int, channels_last: bool) -> Callable[[], None]:
+  """A step on `batch` images: forward, Eq. (2) on targets that are ready, backward, Adam."""
+  twin, images = _checked(shapes, channels_last, training=True), _random((batch, 3, side, side), channels_last)
+  targets = random_targets(twin, batch, (side + 1) // 4)
+  learnt = [array.requires_grad_() for name, array in twin.weights.items() if '.running_' not in name]
+  adam = torch.optim.Adam(learnt, lr=2.5e-4)
+
+  def run():
+    adam.zero_grad()
+    sum(loss(twin(images), targets).values()).backward()
+    adam.step()
+
+  return run
+
+
+def random_targets(twin: Twin, batch: int, cells: int, objects: int = 8) -> Targets:
+  """Targets with so many objects per image; their heatmaps fall off from them, as Gaussians do."""
+  targets, num_classes = {'valid': (torch.arange(SLOTS) < objects).expand(batch, -1)}, twin.weights['tl_heats.0.1.bias']
+  for kind in twin.kinds:
+    cell = torch.randint(cells * cells, (batch, SLOTS))
+    heat = 0.9 * torch.rand(batch, len(num_classes), cells * cells)
+    heat[torch.arange(batch)[:, None], torch.arange(objects) % len(num_classes), cell[:, :objects]] = 1
+    targets[f'{kind}_heat'] = heat.reshape(batch, -1, cells, cells)
+    targets[f'{kind}_cell'], targets[f'{kind}_offset'] = cell, torch.rand(batch, SLOTS, 2)
+  return targets
+
+
+def _checked(shapes: Mapping[str, list[int]], channels_last: bool, *, training: bool) -> Twin:
+  """A twin with random weights of these shapes that is to be timed with all cores.
+
+  Raises:
+    ValueError: with golden weights it does not give the golden maps.
+  """
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  torch.set_flush_denormal(True)  # as XLA does
+  torch.manual_seed(0)
+  weights = {}
+  for name, shape in shapes.items():
+    kernel = len(shape) == 4
+    start = 0.0 if name.endswith(('.bias', '.running_mean')) else 1.0
+    weights[name] = _random(shape, channels_last) / np.prod(shape[1:]) ** 0.5 if kernel else torch.full(shape, start)
+  twin = Twin(weights, training=training)
+  name = 'centernet' if 'ct' in twin.kinds else 'cornernet'
+  if (error := golden_error(name)) > BOUND:
+    raise ValueError(f'the twin is not the published {name}: its maps differ by {error:.1e}, the bound is {BOUND}')
+  return twin
+
+
+def _random(shape, channels_last: bool) -> torch.Tensor:
+  return torch.randn(*shape).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

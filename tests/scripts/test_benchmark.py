@@ -7,33 +7,23 @@ import importlib.util
 import io
 import json
 import math
+import runpy
 import subprocess
 import sys
 import types
 import typing
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from scripts import benchmark
 from scripts.paper import side_by_side
-from scripts.timing import (
-  benchmark_table,
-  detection_parts,
-  first_detection,
-  own_process,
-  quiet_pairs,
-  timed_detection,
-  timed_process,
-  timed_training,
-)
-from scripts.timing.quiet_pairs import Arm, Clocks, CpuTime
+from scripts.timing import benchmark_table, commands, detection_parts, first_detection, own_process, quiet_pairs
 from tests import golden_state
 from tests.golden_state import relative_error
 from tests.tiny_coco import write_tiny_coco
-from triplet_det import evaluate
-from triplet_det.data import pipeline
+from triplet_det import evaluate, export
 from triplet_det.detection import inference
 from triplet_det.detection.settings import Settings
 from triplet_det.models import detector
@@ -45,14 +35,13 @@ QUICK = ('--max_load', '99', '--min_seconds', '0', '--compilation_cache', '')
 class Machine:
   """Clocks that a program moves by working; `others` cores are busy with something else, by number of the run."""
 
-  def __init__(self, others=()):
+  def __init__(self, monkeypatch, others=()):
     self.now = self.busy = self.ours = 0.0
     self.calls, self._others = [], dict(others)
+    monkeypatch.setattr(quiet_pairs, 'time', types.SimpleNamespace(perf_counter=lambda: self.now))
+    monkeypatch.setattr(quiet_pairs, 'cpu_time', lambda: quiet_pairs.CpuTime(100 + self.busy, 50 + self.ours))
 
-  def clocks(self):
-    return Clocks(lambda: self.now, lambda: CpuTime(100 + self.busy, 50 + self.ours))
-
-  def arm(self, name, seconds):
+  def program(self, name, seconds):
     """Takes the next of `seconds`, the last one for ever."""
     left = list(seconds)
 
@@ -64,81 +53,90 @@ class Machine:
       self.busy += (2 + self._others.get(len(self.calls), 0.0)) * took
       return took
 
-    return Arm(run)
+    return run
 
 
-def test_programs_take_turns_and_ratios_are_formed_within_a_round():
-  machine = Machine()
+def test_programs_take_turns_and_ratios_are_formed_within_a_round(monkeypatch):
+  machine = Machine(monkeypatch)
   # The first two warm up; that a whole round is slow does not change the ratio.
-  arms = {'a': machine.arm('a', [9, 9, 2, 20, 6]), 'b': machine.arm('b', [9, 9, 4, 50, 10])}
-  turns = quiet_pairs.take_turns(arms, pairs=3, min_seconds=1, clocks=machine.clocks())
+  programs = {'a': machine.program('a', [9, 9, 2, 20, 6]), 'b': machine.program('b', [9, 9, 4, 50, 10])}
+  turns = quiet_pairs.take_turns(programs, pairs=3, min_seconds=1)
   assert machine.calls == [*'aabb', *'ab' * 3]
   assert turns.seconds('a') == pytest.approx({1: 2, 2: 20, 3: 6})
   assert turns.ratios('a', 'b') == pytest.approx({1: 0.5, 2: 0.4, 3: 0.6})
-  row = benchmark_table.timed_row('x', dataclasses.replace(turns, rounds=as_gemm(turns)), 8, arm='a', flops=2)
+  monkeypatch.setattr(quiet_pairs, 'GEMM_SIDE', 2)
+  with_gemm = {i: {'a': one['a'], benchmark_table.GEMM: one['b']} for i, one in turns.rounds.items()}
+  turns = dataclasses.replace(turns, rounds=with_gemm)
+  row = benchmark_table.timed_row('x', turns, 'a', flops=2)
   here = row.here()
   assert here['ms'] == pytest.approx(6000) and here['ours / GEMM'] == pytest.approx(0.5)  # of medians it is 0.6
-  assert here['of GEMM peak'] == pytest.approx(2 / 6 / (8 / 4))  # the best GEMM: 8 in 4 seconds
+  assert here['of GEMM peak'] == pytest.approx(2 / 6 / (2 * 2**3 / 4))  # the best GEMM: 4 seconds
   by_whose = dict(row.lines('ms'))
   assert by_whose['smallest']['ms'] == pytest.approx(2000) and by_whose['largest']['ms'] == pytest.approx(20000)
+  here = benchmark_table.timed_row('x', turns, 'a', images=3, first=benchmark_table.GEMM).here()
+  assert here['ms'] == pytest.approx(2000) and here['ours / GEMM'] == pytest.approx(0.5 / 3)
+  assert here['images/s'] == pytest.approx(0.5) and here['to the first'] == pytest.approx(0.5)
 
 
-def as_gemm(turns):
-  return {i: {'a': one['a'], benchmark_table.GEMM: one['b']} for i, one in turns.rounds.items()}
-
-
-def test_rounds_with_other_load_are_left_out_and_counted():
+def test_rounds_with_other_load_are_left_out_and_counted(monkeypatch):
   # Runs 1 to 4 warm up. Round 1 ends at its first sample (run 5), round 3 at its second (run 9).
-  machine = Machine(others={5: 0.5, 9: 0.25, 7: 0.09})
-  arms = {'a': machine.arm('a', [1]), 'b': machine.arm('b', [2])}
-  turns = quiet_pairs.take_turns(arms, pairs=2, max_load=0.1, min_seconds=1, clocks=machine.clocks())
+  machine = Machine(monkeypatch, others={5: 0.5, 9: 0.25, 7: 0.09})
+  programs = {'a': machine.program('a', [1]), 'b': machine.program('b', [2])}
+  turns = quiet_pairs.take_turns(programs, pairs=2, max_load=0.1, min_seconds=1)
   assert machine.calls == [*'aabb', 'a', *'ab' * 3]
   assert list(turns.rounds) == [2, 4] and turns.left_out == pytest.approx({1: 0.5, 3: 0.25})
   assert turns.rounds[2]['b'].others == pytest.approx(0.09) and turns.rounds[4]['a'].others == 0
-  assert turns.note() == (
-    '2 rounds in which others kept at most 0.09 cores busy; 2 with up to 0.50 were left out (0.10 are allowed)'
-  )
+  told = '2 rounds in which others kept at most 0.09 cores busy; 2 with up to 0.50 were left out'
+  assert turns.note() == f'{told} (0.10 are allowed)'
+  assert dataclasses.replace(turns, max_load=math.inf).note() == told
 
 
-def test_too_few_quiet_rounds():
-  machine = Machine(others={i: 1.0 for i in range(3, 9) if i != 5})
-  arm = {'a': machine.arm('a', [1])}
-  turns = quiet_pairs.take_turns(arm, pairs=2, min_seconds=1, clocks=machine.clocks())
+def test_too_few_quiet_rounds(monkeypatch):
+  machine = Machine(monkeypatch, others={i: 1.0 for i in range(3, 9) if i != 5})
+  program = {'a': machine.program('a', [1])}
+  turns = quiet_pairs.take_turns(program, pairs=2, min_seconds=1)
   assert list(turns.rounds) == [3] and len(turns.left_out) == 5  # three times as many are tried as wanted
   assert turns.note().startswith('WARNING: 2 rounds were wanted, 1 rounds in which')
   with pytest.raises(ValueError, match=r'none of 3 rounds was quiet: others kept 1.00 to 1.00 cores busy, 0.10 are'):
-    loud = Machine(others=dict.fromkeys(range(99), 1.0))
-    quiet_pairs.take_turns({'a': loud.arm('a', [1])}, pairs=1, min_seconds=1, clocks=loud.clocks())
+    loud = Machine(monkeypatch, others=dict.fromkeys(range(99), 1.0))
+    quiet_pairs.take_turns({'a': loud.program('a', [1])}, pairs=1, min_seconds=1)
   with pytest.raises(ValueError, match='at least one round, got 0'):
-    quiet_pairs.take_turns(arm, pairs=0)
+    quiet_pairs.take_turns(program, pairs=0)
 
 
-def test_quick_programs_run_several_times_in_a_sample():
-  machine = Machine()
-  quick = machine.arm('quick', [7, 0.25])  # the compiler's time does not count
-  arms = {'quick': dataclasses.replace(quick, before=lambda: machine.calls.append('open'))}
-  turns = quiet_pairs.take_turns(arms, pairs=1, min_seconds=1, clocks=machine.clocks())
+def test_quick_programs_run_several_times_in_a_sample(monkeypatch):
+  machine = Machine(monkeypatch)
+
+  @contextlib.contextmanager
+  def opened():
+    machine.calls.append('open')
+    machine.now += 100  # is not timed
+    yield
+    machine.now += 100
+
+  programs = {'quick': machine.program('quick', [7, 0.25])}  # the compiler's time does not count
+  turns = quiet_pairs.take_turns(programs, pairs=1, min_seconds=1, opened={'quick': opened})
   assert machine.calls == ['open', 'quick'] * 2 + ['open', *['quick'] * 4]
   assert turns.seconds('quick') == {1: 0.25} and turns.rounds[1]['quick'].result == 0.25
-  machine.calls.clear()
-  arms['quick'] = dataclasses.replace(quick, warm=True)
-  quiet_pairs.take_turns(arms, pairs=2, min_seconds=1, clocks=machine.clocks())
-  assert machine.calls == ['quick', 'quick']
 
 
 def test_the_clocks_of_this_machine():
-  """Work of our own, of threads and of ended children too, is ours; the children of others are not."""
+  """Work of our own, of threads, of children and of those that have ended is ours; the children of others are not."""
   spin = 'import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass'
   before = quiet_pairs.cpu_time()
   subprocess.run([sys.executable, '-c', spin], check=True)
   after = quiet_pairs.cpu_time()
   ours, busy = after.ours - before.ours, after.busy - before.busy
   assert 0.28 <= ours < 5 and busy >= ours - 0.1
+  with subprocess.Popen([sys.executable, '-c', f'{spin}\nprint(flush=True)\ninput()'], stdin=-1, stdout=-1) as child:
+    child.stdout.readline()
+    assert 0.28 <= quiet_pairs.cpu_time().ours - after.ours < 5
+    child.communicate(b'\n')
 
 
 def measured(name='network', ratio=0.8, peak=1000.0, row='HG', **settings):
   """As a --json file has it."""
-  recipe = {'commit': 'abc', **{f'settings.{key}': value for key, value in settings.items()}}
+  recipe = {'commit': peak, **{f'settings.{key}': value for key, value in settings.items()}}
   here = {'ms': 5.0, 'ours / GEMM': 7.0, 'ours / torch': ratio, 'peak MB': peak}
   return dict(table=name, recipe=recipe, rows=[dict(row=row, here=here)])
 
@@ -146,7 +144,8 @@ def measured(name='network', ratio=0.8, peak=1000.0, row='HG', **settings):
 @pytest.mark.parametrize('now, verdict', [(0.81, 'same'), (0.825, 'slower'), (0.776, 'faster'), (0.777, 'same')])
 def test_verdicts(now, verdict):
   changes = benchmark_table.compare(measured(hg='52'), measured(ratio=now, hg='52', against='torch'))
-  assert [(one.column, one.verdict) for one in changes] == [('ours / torch', verdict), ('peak MB', 'same')]
+  assert [one.column for one in changes] == ['ours / torch', 'peak MB']
+  assert [one.worse for one in changes] == [verdict == 'slower', False]
   assert str(changes[0]) == f'{verdict:7} {now / 0.8:.3f}  HG: ours / torch 0.8 -> {now:.4g}'
   (_, memory) = benchmark_table.compare(measured(), measured(peak=1100.0))
   assert str(memory) == 'larger  1.100  HG: peak MB 1000 -> 1100'
@@ -175,19 +174,19 @@ def test_what_cannot_be_compared(new, message):
 def tiny(monkeypatch):
   monkeypatch.setitem(detector.VARIANTS, 'tiny', TINY)
   monkeypatch.setattr(quiet_pairs, 'GEMM_SIDE', 32)
-  monkeypatch.setattr(timed_training, 'IMAGES_PER_RUN', 8)
-  monkeypatch.setattr(timed_process, 'SETTLED', 2)
+  monkeypatch.setattr(commands, 'IMAGES_PER_RUN', 8)
+  monkeypatch.setattr(commands, 'SETTLED', 2)
 
 
 def run(capsys, *arguments, pairs='1'):
   """Exit code, the JSON, what was printed."""
-  code = benchmark.main([*arguments, '--pairs', pairs, *QUICK])
+  code = commands.main('what is measured', [*arguments, '--pairs', pairs, *QUICK])
   return code, capsys.readouterr().out
 
 
 def test_decoding_is_the_librarys(tiny, tmp_path, capsys):
   settings = dataclasses.replace(Settings(), top_k=20, canvas_multiple=32)
-  found = detection_parts.compile_decoding(settings, 60, 90, 3, centers=True)()
+  found = detection_parts.decoding(settings, 60, 90, 3, centers=True)()
   maps = detection_parts.decoding_maps(63, 95, 3, centers=True)
   whole = inference.Detector(lambda maps, images: maps, maps, settings, batch_size=1)
   (expected,) = whole([np.zeros((60, 90, 3), np.uint8)])
@@ -196,29 +195,33 @@ def test_decoding_is_the_librarys(tiny, tmp_path, capsys):
     np.testing.assert_array_equal(ours, theirs)
 
   json_file = tmp_path / 'decode.json'
-  sizes = ('--top_k', '20', '--classes', '3', '2', '--sizes', '90x60', '--json', str(json_file))
+  sizes = ('--top_k', '20', '10', '--classes', '3', '2', '--sizes', '90x60', '--json', str(json_file))
   code, printed = run(capsys, 'decode', *sizes, pairs='2')
   content = json.loads(json_file.read_text())
-  titles = ['K 20, 3 classes, 90 x 60', 'K 20, 2 classes, 90 x 60']
+  titles = ['K 20, 3 classes, 90 x 60', 'K 10, 3 classes, 90 x 60', 'K 20, 2 classes, 90 x 60']
   assert code == 0 and [row['row'] for row in content['rows']] == titles
   recipe = content['recipe']
-  assert recipe['settings.cases'] == titles and recipe['versions.jax'] == jax.__version__
+  assert (
+    recipe['settings.sizes'] == [[60, 90]]
+    and recipe['settings.classes'] == [3, 2]
+    and recipe['versions.jax'] == jax.__version__
+  )
   assert recipe['machine.cores'] >= 1 and recipe['machine.memory_gib'] > 0 and recipe['machine.cpu']
   for row in content['rows']:
     assert list(row['runs']) == ['round 1', 'round 2']
     for label, values in row['runs'].items():
       base = content['rows'][0]['runs'][label]['ms']
       assert values['to the first'] == pytest.approx(values['ms'] / base) and values['boxes'] > 0
-  assert 'GEMM: 6.55e-05 GFLOP, at best' in printed and '2 rounds in which others kept at most' in printed
+  assert 'GEMM: side 32, at best' in printed and '2 rounds in which others kept at most' in printed
 
 
 def test_a_whole_image_and_its_parts(tiny, tmp_path, capsys):
   json_file = tmp_path / 'image.json'
-  code, printed = run(capsys, 'image', '--hg', 'tiny', '--size', '250x240', '--scale', '0.5', '--json', str(json_file))
+  code, printed = run(capsys, 'image', '--hg', 'tiny', '--size', '120x110', '--json', str(json_file))
   rows = {row['row']: row['here'] for row in json.loads(json_file.read_text())['rows']}
   assert code == 0 and list(rows) == list(detection_parts.PARTS)
   assert rows['network']['of GEMM peak'] > 0 and 'of GEMM peak' not in rows['decoding']
-  assert 'CenterNet tiny: an image of 250 x 240 pixels and its mirror image' in printed
+  assert 'An image and its mirror image, from pixels' in printed
   assert ' 0 boxes' not in printed and 'canvas 127 x 127' in printed
 
 
@@ -230,9 +233,6 @@ def test_memory_of_predictions(tiny, tmp_path, capsys):
   assert here['growth %'] == pytest.approx(100 * (here['MB at the end'] / here['MB after 2'] - 1))
   assert 10 < here['MB at the end'] < 1e5 and 1 <= here['programs'] <= 4
   assert 'any images up to 130 x 130 take at most 4 programs' in printed  # canvases of 127 or 255 pixels
-  sizes = timed_process._sizes(types.SimpleNamespace(annotations=None, largest=130))
-  some = [next(sizes) for _ in range(50)]
-  assert all(max(size) == 130 and min(size) >= 43 for size in some) and len({h > w for h, w in some}) == 2
 
 
 def test_the_input_pipeline(tiny, tmp_path, capsys):
@@ -243,18 +243,7 @@ def test_the_input_pipeline(tiny, tmp_path, capsys):
   sent = 63 * 63 * 3 + 128 * (4 * 4 + 4 + 1)  # image, boxes, classes, which slots are in use
   assert code == 0 and row['here']['KB per image'] == pytest.approx(sent / 1e3)
   assert row['here']['images/s'] == pytest.approx(1e3 / row['here']['ms'])
-  assert 'Input pipeline: 7 images to 63 x 63 pixels, one process' in printed
-
-  feed = timed_training.Feed(
-    pipeline.open_source('coco_json', images=coco.images(), annotations=coco.annotations()),
-    batch=2,
-    size=63,
-    num_workers=0,
-    num_threads=2,
-  )
-  feed.open()
-  assert feed.batches_per_run == 4 and feed()['images'].shape == (2, 63, 63, 3)
-  feed.close()
+  assert '7 images; KB per image' in printed
 
 
 def test_startup(tiny, tmp_path, capsys, monkeypatch):
@@ -270,13 +259,23 @@ def test_startup(tiny, tmp_path, capsys, monkeypatch):
 
   monkeypatch.setattr(subprocess, 'run', start)
   monkeypatch.setattr(evaluate, 'fingerprint', lambda *_, **about: dict(about, versions={}, test={}))
-  code, printed = run(capsys, 'startup', '--hg', 'tiny', '--size', '63', '--json', str(tmp_path / 'startup.json'))
-  rows = {row['row']: row['here']['ms'] for row in json.loads((tmp_path / 'startup.json').read_text())['rows']}
+
+  def rows(*arguments):
+    code, printed = run(capsys, 'startup', '--size', '63', *arguments, '--json', str(tmp_path / 'startup.json'))
+    assert code == 0 and 'the first, with an empty cache: imports ' in printed
+    content = json.loads((tmp_path / 'startup.json').read_text())
+    return {row['row']: row['here']['ms'] for row in content['rows']}
+
+  found = rows('--hg', 'tiny')
   parts = ['imports', 'weights', 'network: cache or compiler', 'first image']
-  assert code == 0 and list(rows) == ['whole process', *parts, 'start to first boxes']
-  assert rows['start to first boxes'] == pytest.approx(sum(rows[part] for part in parts))
-  assert rows['whole process'] >= rows['start to first boxes'] > rows['network: cache or compiler'] > 0
-  assert 'the first, with an empty cache: imports ' in printed
+  assert list(found) == ['whole process', *parts, 'start to first boxes']
+  assert found['start to first boxes'] == pytest.approx(sum(found[part] for part in parts))
+  assert found['whole process'] >= found['start to first boxes'] > found['network: cache or compiler'] > 0
+  export.export('demo', tmp_path / 'detector.zip', sizes=((63, 63),))
+  monkeypatch.chdir(tmp_path)
+  of_file = rows('--checkpoint', 'detector.zip')  # compiles nothing before its first image
+  assert list(of_file) == ['whole process', 'imports', 'weights', 'first image', 'start to first boxes']
+
   monkeypatch.setattr(subprocess, 'run', lambda command, **_: subprocess.CompletedProcess(command, 1, ''))
   with pytest.raises(SystemExit):
     run(capsys, 'startup', '--checkpoint', 'nowhere', '--hg', 'tiny')
@@ -286,15 +285,25 @@ def test_startup(tiny, tmp_path, capsys, monkeypatch):
 def test_a_process_of_its_own():
   peaks = {}
   for megabytes in (50, 250):
-    with own_process.OwnProcess('tests.big_array:fill', megabytes=megabytes) as filled:
+    with contextlib.closing(own_process.OwnProcess('tests.big_array:fill', megabytes=megabytes)) as filled:
       filled()
-      before = filled.peak_memory()  # since the first run: without its array
+      before = filled.peak  # since the first run: without its array
       filled()
-      peaks[megabytes] = filled.peak_memory()
+      peaks[megabytes] = filled.peak
       assert peaks[megabytes] - before == pytest.approx(1e6 * megabytes, rel=0.1)
   assert peaks[250] - peaks[50] == pytest.approx(200e6, rel=0.1)
-  with pytest.raises(RuntimeError, match=r'tests.big_array:nobody ended with exit code 1'):
+  with pytest.raises(AttributeError, match=r"'tests.big_array' has no attribute 'nobody'"):
     own_process.OwnProcess('tests.big_array:nobody')
+
+
+def test_the_script_imports_nothing_that_counts(monkeypatch):
+  """Processes of its own import it too."""
+  names = set(sys.modules)
+  monkeypatch.setattr(sys, 'path', list(sys.path))
+  runpy.run_path(str(Path(__file__).parents[2] / 'scripts/benchmark.py'))
+  assert set(sys.modules) - names == set()
+  code = 'import sys, scripts.timing.own_process; print("jax" in sys.modules or "numpy" in sys.modules)'
+  assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout == 'False\n'
 
 
 REFUSED = {
@@ -312,19 +321,20 @@ REFUSED = {
 def test_what_cannot_be_measured(arguments, message, tiny, capsys, monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(SystemExit) as ended:
-    benchmark.main([*arguments, *(QUICK if arguments else ())])
+    commands.main('', [*arguments, *(QUICK if arguments else ())])
   assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_a_verdict_and_a_warning_are_exit_codes(tmp_path, capsys, monkeypatch):
   notes = []
 
-  def measure(arguments, how):
-    assert how == dict(pairs=1, max_load=99, min_seconds=0)
+  def measure(options):
+    """Nothing."""
+    assert options.take_turns.keywords == dict(pairs=1, max_load=99, min_seconds=0)
     row = side_by_side.Row('x', {'run': {'MB at the end': 200.0}}, {})
-    return benchmark_table.plain_table('memory', '', [row], {'images': arguments.images}, notes)
+    return benchmark_table.Figures([row], notes=notes)
 
-  monkeypatch.setitem(benchmark.COMMANDS, 'memory', (timed_process.add_memory_arguments, measure))
+  monkeypatch.setitem(commands.COMMANDS, 'memory', measure)
   now, before = tmp_path / 'now.json', tmp_path / 'before.json'
   assert run(capsys, 'memory', '--json', str(now))[0] == 0
   for megabytes, code, verdict in ((100.0, 1, 'larger  2.000'), (200.0, 0, 'same '), (300.0, 0, 'smaller 0.667')):
@@ -349,37 +359,36 @@ def torch(monkeypatch):
   return module
 
 
-@pytest.mark.parametrize('pools', ['lines', 'cummax'])
 @pytest.mark.parametrize('name', golden_state.NETWORKS)
-def test_the_twin_is_the_published_network(name, pools, parity, torch):
+def test_the_twin_is_the_published_network(name, parity, torch):
   from scripts.timing import torch_twin
 
-  parity(f'PyTorch twin of the benchmark: maps of small {name}', torch_twin.golden_error(name, pools), torch_twin.BOUND)
+  parity(f'PyTorch twin of the benchmark: maps of small {name}', torch_twin.golden_error(name), torch_twin.BOUND)
 
 
 @pytest.mark.parametrize('name', golden_state.NETWORKS)
 def test_the_twins_loss_is_the_published_one(name, torch):
   """Loss and the norm of every gradient, in float64 as the golden ones."""
-  from scripts.timing import torch_training, torch_twin
+  from scripts.timing import torch_twin
 
   golden = golden_state.read(f'small_net_{name}')
-  twin = torch_twin.Twin(golden_state.NETWORKS[name])
-  torch_twin.load(twin, golden_state.state_dict(golden))
-  twin = twin.double().train()
+  weights = {key: torch.from_numpy(array).double() for key, array in golden_state.state_dict(golden).items()}
+  learnt = {key: array.requires_grad_() for key, array in weights.items() if '.running_' not in key}
+  twin = torch_twin.Twin(weights, training=True)
   goal = golden_state.under(golden, 'tgt/')
   targets = {'valid': torch.from_numpy(goal['mask'].astype(bool))}
   for kind in twin.kinds:
     for part, name_here in dict(heat='heat', tags='cell', regr='offset').items():
       array = torch.from_numpy(goal[f'{kind}_{part}'])
       targets[f'{kind}_{name_here}'] = array if part == 'tags' else array.double()
-  terms = torch_training.loss(twin(torch.from_numpy(golden['x'].astype(np.float64))), targets)
+  terms = torch_twin.loss(twin(torch.from_numpy(golden['x'].astype(np.float64))), targets)
   total = sum(terms.values())
   total.backward()
   expected = golden['train/loss64']
   assert relative_error(total.item(), expected[0]) < 1e-5
   for term, value in zip(terms.values(), expected[1:]):  # CornerNet's program gives the total alone
     assert relative_error(term.item(), value) < 1e-5
-  norms = {key: parameter.grad.norm().item() for key, parameter in twin.named_parameters()}
+  norms = {key: array.grad.norm().item() for key, array in learnt.items()}
   golden_norms = dict(zip(golden['param_names'].tolist(), golden['train/gradnorm64']))
   assert norms.keys() == golden_norms.keys()
   errors = [relative_error(norms[key], golden_norms[key]) for key in norms]
@@ -387,20 +396,28 @@ def test_the_twins_loss_is_the_published_one(name, torch):
 
 
 @pytest.mark.parametrize('dim, from_last', [(2, True), (2, False), (3, True), (3, False)])
-def test_line_by_line_is_cummax(dim, from_last, torch):
+def test_the_twins_running_maximum(dim, from_last, torch):
   from scripts.timing import torch_twin
 
   x = torch.randn(2, 3, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-  ours, theirs = (pool(x, dim, from_last) for pool in (torch_twin.POOLS['lines'], torch_twin.POOLS['cummax']))
+  ours = torch_twin.RunningMax.apply(x, dim, from_last)
+  theirs = x.flip(dim).cummax(dim).values.flip(dim) if from_last else x.cummax(dim).values
   assert torch.equal(ours, theirs)
   g = torch.randn_like(ours)
   torch.testing.assert_close(*(torch.autograd.grad(y, x, g)[0] for y in (ours, theirs)))
+
+
+@pytest.mark.parametrize('name', golden_state.NETWORKS)
+def test_the_twins_weights_have_the_released_shapes(name):
+  released = golden_state.state_dict(golden_state.read(f'small_net_{name}'))
+  assert commands.released_shapes(golden_state.NETWORKS[name]) == {key: a.shape for key, a in released.items()}
 
 
 class Here:
   """Stands for a process of its own, whose start takes seconds."""
 
   makers: typing.ClassVar[list] = []
+  peak = 5_000_000
 
   def __init__(self, maker, environment=None, **given):
     module, _, function = maker.partition(':')
@@ -410,30 +427,21 @@ class Here:
   def __call__(self):
     self._run()
 
-  def peak_memory(self):
-    return 5_000_000
-
   def close(self):
-    pass
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    pass
+    self.makers.append('closed')
 
 
 def test_against_the_twin(tiny, tmp_path, capsys, monkeypatch, torch):
   """Both programs of a training step, the twin in both memory formats."""
-  monkeypatch.setattr(timed_detection, 'OwnProcess', Here)
+  monkeypatch.setattr(commands, 'OwnProcess', Here)
   monkeypatch.setattr(Here, 'makers', [])
   from scripts.timing import torch_twin
 
-  monkeypatch.setattr(torch_twin, 'golden_error', lambda name, pools: 3e-5)
+  monkeypatch.setattr(torch_twin, 'golden_error', lambda name: 3e-5)
   with pytest.raises(SystemExit):
     run(capsys, 'network', '--hg', 'tiny', '--size', '63', '--against', 'torch')
   assert 'the twin is not the published centernet: its maps differ by 3.0e-05' in capsys.readouterr().err
-  monkeypatch.setattr(torch_twin, 'golden_error', lambda name, pools: 0.0)  # another test has it
+  monkeypatch.setattr(torch_twin, 'golden_error', lambda name: 0.0)  # another test has it
   Here.makers.clear()
   json_file = tmp_path / 'step.json'
   given = ('train_step', '--hg', 'tiny', '--size', '63', '--batch', '2', '--against', 'torch', '--json', str(json_file))
@@ -444,8 +452,9 @@ def test_against_the_twin(tiny, tmp_path, capsys, monkeypatch, torch):
   assert code == 0 and row['row'] == 'CenterNet tiny, batch 2'
   assert here['ours / torch'] == pytest.approx(here['ms'] / here['torch ms'])
   assert here['peak MB'] == here['torch peak MB'] == 5 and here['of GEMM peak'] > 0
-  twin = 'scripts.timing.torch_training:train_step'
-  assert Here.makers == [(twin, True), (twin, False), ('scripts.timing.timed_training:our_step', None)]
+  twin = 'scripts.timing.torch_twin:train_step'
+  ours = ('scripts.timing.training_step:train_step', None)
+  assert Here.makers == [(twin, True), (twin, False), 'closed', ours, 'closed', 'closed']
   assert recipe['settings.against'] == 'torch' and recipe['versions.torch']
   assert 'twin: checked against the golden network; memory format: ' in printed
 
@@ -458,7 +467,7 @@ def test_the_network_alone(tiny, tmp_path, capsys, monkeypatch):
   assert flops == pytest.approx(counted, rel=0.1)  # norms and pools are not in ours
   assert 2.8 < detection_parts.network_flops(TINY, 63, 63, train=True) / flops < 3
 
-  monkeypatch.setattr(timed_detection, 'OwnProcess', Here)
+  monkeypatch.setattr(commands, 'OwnProcess', Here)
   code, printed = run(capsys, 'network', '--hg', 'tiny', '--size', '63', '--json', str(tmp_path / 'network.json'))
   ((row,), recipe) = (json.loads((tmp_path / 'network.json').read_text())[key] for key in ('rows', 'recipe'))
   assert code == 0 and row['here']['peak MB'] == 5 and math.isfinite(row['here']['ours / GEMM'])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from scripts.paper import published, side_by_side, speed, table_runs, tables
-from scripts.timing import detection_parts
+from scripts.timing import detection_parts, quiet_pairs
 from triplet_det.detection import inference
 from triplet_det.detection.settings import Settings
 from triplet_det.models import detector
@@ -444,23 +444,13 @@ def test_a_split_without_annotations_has_no_table(tmp_path, commands, refused):
   assert 'the results JSON there goes to the server' in refused('table1', '--runs', tmp_path, '--seeds', 0)
 
 
-def test_by_turns():
-  """A B A B for each part; the first round is not counted."""
-  calls = []
-  parts = {name: {part: lambda key=(name, part): calls.append(key) for part in speed.PARTS} for name in ('a', 'b')}
-  found = speed.by_turns(parts, 2)
-  assert calls == [(name, part) for _ in range(3) for part in speed.PARTS for name in ('a', 'b')]
-  assert list(found['a']) == list(found['b']) == ['round 1', 'round 2']
-  assert all(0 <= ms < 100 for rounds in found.values() for parts in rounds.values() for ms in parts.values())
-
-
 def test_the_ratio_is_the_median_of_the_rounds_ratios():
   corner, center = (100.0, 200.0, 400.0), (120.0, 220.0, 520.0)  # medians 200 and 220; ratios 1.2, 1.1, 1.3
-  milliseconds = {
-    name: {f'round {i}': dict.fromkeys(speed.PARTS, value) for i, value in enumerate(values)}
-    for name, values in (('cornernet', corner), ('centernet', center))
+  rounds = {
+    i: {f'{name}, {part}': quiet_pairs.Sample(value, 0.0, None) for name, value in values for part in speed.PARTS}
+    for i, values in enumerate(zip((('cornernet', ms) for ms in corner), (('centernet', ms) for ms in center)))
   }
-  row = speed.quotient(milliseconds)
+  row = speed.quotient(quiet_pairs.Turns(rounds, 3, {}, math.inf))
   assert row.here()['whole image'] == pytest.approx(1.2)
   assert row.paper['Hourglass-104']['whole image'] == pytest.approx(340 / 300)
   numbers = {whose: values['whole image'] for whose, values in row.lines('network')}
@@ -472,7 +462,7 @@ def test_the_ratio_is_the_median_of_the_rounds_ratios():
 @pytest.mark.parametrize('name', speed.NETWORKS)
 def test_the_objects_added_to_the_maps_are_found(name):
   """As boxes of the image: whatever the network, 20 of them stand out, the same for both."""
-  maps = detection_parts.objects_in_maps(48, 64, 8, centers=name == 'centernet')
+  maps = detection_parts.objects_in_maps(191, 255, 8, centers=name == 'centernet')
   wanted = [
     (c, 4 * np.array([x1, y1, x2, y2]) + 2)  # pixels: cells of 4, offset one half
     for y1, x1, c in zip(*np.nonzero(maps.tl_heat[0] > 0))
@@ -492,10 +482,16 @@ def test_the_objects_added_to_the_maps_are_found(name):
 
 
 def test_speed_of_a_tiny_network(tmp_path, capsys, monkeypatch):
+  """CornerNet and CenterNet take turns in each part."""
   sizes = dict(stacks=1, dims=(8, 8), blocks=(1, 1), stem_width=8, head_width=8, pool_width=8, num_classes=3)
   monkeypatch.setitem(detector.VARIANTS, 'tiny', sizes)
+  order, take_turns = [], quiet_pairs.take_turns
+  monkeypatch.setattr(
+    quiet_pairs, 'take_turns', lambda programs, **how: order.extend(programs) or take_turns(programs, **how)
+  )
   tables.main(['speed', '--size', '63', '--rounds', '2', '--settings', 'sound', '--format', 'json'])
   found = json.loads(capsys.readouterr().out)
+  assert order == [f'{name}, {part}' for part in speed.PARTS for name in ('cornernet', 'centernet')]
   corner, center = found['rows']
   assert list(center['runs']) == ['round 1', 'round 2'] and list(center['here']) == list(speed.PARTS)
   assert all(math.isfinite(ms) and ms > 0 for ms in center['here'].values())
@@ -504,5 +500,7 @@ def test_speed_of_a_tiny_network(tmp_path, capsys, monkeypatch):
   assert ratio['runs']['round 1'] == pytest.approx(first)
   assert found['recipe']['hg'] == 'tiny' and found['recipe']['width'] == 63 and 'versions.jax' in found['recipe']
   told = '\n'.join(found['notes'])
-  assert 'meanwhile other processes kept' in told and 'CenterNet: random weights, objects added to the maps; ' in told
+  assert (
+    '2 rounds in which others kept at most' in told and 'CenterNet: random weights, objects added to the maps; ' in told
+  )
   assert ' 0 boxes' not in told
