@@ -165,9 +165,6 @@ BY_TEST = {
     f'{AOT} --config.model.dtype=bfloat16',
     f'{AOT} --only step --config.model.dtype=bfloat16',
   ],
-  'tests/scripts/test_benchmark.py::test_a_process_of_its_own': [
-    'python -m scripts.timing.own_process scripts.timing.torch_twin:network \'{"side": 127, ...}\'',
-  ],
   'tests/scripts/test_benchmark.py::test_a_verdict_and_a_warning_are_exit_codes': [
     f'{BENCHMARK} network --hg 52 --against torch --compare network.json',
   ],
@@ -186,7 +183,7 @@ BY_TEST = {
     f'{BENCHMARK} startup',
     f'{BENCHMARK} startup --hg 104',
     f'{BENCHMARK} startup --checkpoint detector.zip',
-    'python -m scripts.timing.first_detection RUN_FOLDER HEIGHT WIDTH $(date +%s.%N)',
+    'python -m scripts.timing.first_detection RUN_OR_FILE SIDE $(date +%s.%N)',
   ],
   'tests/scripts/test_benchmark.py::test_the_input_pipeline': [
     f'{BENCHMARK} input --images DIR --annotations FILE',
