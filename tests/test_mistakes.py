@@ -14,12 +14,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from triplet_det.configs import coco_json
 
 from tests import forks
 from tests.tiny_coco import CATEGORIES, write_tiny_coco
 from triplet_det import train
 from triplet_det.categories import COCO, CategoryTable
+from triplet_det.configs import coco_json
 from triplet_det.detection.settings import Settings
 from triplet_det.devices import sharding
 from triplet_det.run import checkpoints
@@ -82,7 +82,10 @@ def call(code, **told):
 
 PATHS = {
   'no config': main(
-    config='', given='--config is not given', possible='configs/triplet.py:hg=104', do='give the config file'
+    config='',
+    given='--config is not given',
+    possible='triplet:hg=104, mine.py',
+    do='give the page of configs/ by its name',
   ),
   'no run folder': Mistake(
     ('-m', 'triplet_det.main', '--config=configs/shapes.py'),
@@ -95,6 +98,15 @@ PATHS = {
     given="No such file or directory: 'configs/shaeps.py'",
     possible='possible: configs/ablation.py, configs/coco_json.py',
     do='configs/shapes.py',
+  ),
+  'a page that is not there': main(
+    config='shaeps',
+    given="no config page 'shaeps'; did you mean 'shapes'?",
+    possible='ablation, coco_json',
+    do='mine.py',
+  ),
+  'a variant that is none': main(
+    config='shapes:hg=52', given="unknown variant 'hg=52'", possible='scales=single|multi', do='separated by commas'
   ),
   'a config with a bug': main(
     config='{tmp}/bug.py', given="NameError: name 'unknown'", possible='{tmp}/bug.py", line 4', do='{tmp}/bug.py'
@@ -191,10 +203,10 @@ CONFIGS = {
     do='separated by commas',
   ),
   'a variant of a config without': main(
-    config='configs/shapes.py:hg=52',
-    given='--config=configs/shapes.py:hg=52',
+    config='{tmp}/plain.py:hg=52',
+    given='--config={tmp}/plain.py:hg=52',
     possible='this config has no variants',
-    do='give --config=configs/shapes.py',
+    do='give --config={tmp}/plain.py',
   ),
   'an unknown mode': mine(
     '--config.mode=fly',
@@ -712,21 +724,21 @@ VERSIONS = {
 
 SCRIPTS = {
   'a table that is not in the paper': script(
-    'tables',
+    'paper/tables',
     *('table6', '--runs={tmp}/runs'),
     given="invalid choice: 'table6'",
     possible="'table4', 'table5', 'speed'",
     do='choose from',
   ),
   'a row that is not in the table': script(
-    'tables',
+    'paper/tables',
     *('table4', '--runs={tmp}/runs', '--rows', '6'),
     given='table4 has no row 6',
     possible='possible: 1, 2, 3, 4, 5',
     do='possible:',
   ),
   'tables without a folder': script(
-    'tables', 'table4', given='usage: tables.py table4', possible='--runs RUNS', do='required: --runs'
+    'paper/tables', 'table4', given='usage: tables.py table4', possible='--runs RUNS', do='required: --runs'
   ),
   'an unknown topology': script(
     'aot_compile',
@@ -778,28 +790,28 @@ SCRIPTS = {
     do='give --count',
   ),
   'an unknown full size': script(
-    'full_size',
+    'checks/full_size',
     'hourglass-53',
     given='no network hourglass-53',
     possible='possible: hourglass-52, hourglass-104',
     do='possible:',
   ),
   'quirks of no run': script(
-    'quirks',
+    'paper/published_quirks',
     *('--checkpoint={tmp}/photos', '--config=configs/shapes.py'),
     given='no checkpoint in {tmp}/photos',
     possible='expected a run folder with best/ or checkpoints/ in it',
     do='give one, or train first',
   ),
   'false boxes by a config that is not there': script(
-    'false_boxes',
+    'paper/false_boxes',
     *('--config=configs/shaeps.py', '{tmp}/run'),
     given='configs/shaeps.py',
     possible='No such file or directory',
     do='usage: false_boxes.py',
   ),
   'kills in a folder that is there': script(
-    'kill_test',
+    'checks/kill_test',
     '--out={tmp}/photos',
     given='{tmp}/photos is there already',
     possible='must start from nothing',
@@ -885,6 +897,8 @@ def write_files(folder: Path) -> dict[str, Path]:
       file.writestr(entry, text)
   (folder / 'bug.py').write_text('\n\ndef get_config():\n  return unknown\n')
   (folder / 'no_function.py').write_text('config = {}\n')
+  page = 'from triplet_det.configs import shapes\n\n\ndef get_config():\n  return shapes.get_config()\n'
+  (folder / 'plain.py').write_text(page)
   write_runs(folder, SMALL)
   return dict(tmp=folder, coco=coco.root, cache=Path(jax.config.jax_compilation_cache_dir))
 
