@@ -10,17 +10,12 @@ and refuses to pack weights that lost more than 0.002 AP, or take more than 2 MB
 import argparse
 import datetime
 import json
-import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from triplet_det.configs import shapes
-
 import triplet_det
 from triplet_det import evaluate
+from triplet_det.configs import shapes
 from triplet_det.data import pipeline
 from triplet_det.detection import demo, trained_network
 from triplet_det.detection.settings import settings_for
@@ -96,7 +91,7 @@ def _brief(metrics: dict) -> dict:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--run', type=Path, required=True, help='run folder of configs/shapes.py')
-  parser.add_argument('--out', type=Path, default=ROOT / 'triplet_det/demo', help='default: where the package has it')
+  parser.add_argument('--out', type=Path, default=Path(demo.__file__).parent, help='default: where the package has it')
   arguments = parser.parse_args()
   show_messages()
   try:

@@ -7,10 +7,6 @@ space again as the images. Run a second time, it says that the data set is there
 """
 
 import argparse
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from triplet_det.data import prepare_tfds, sources
 from triplet_det.run import output_paths
@@ -20,12 +16,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--coco', required=True, metavar='DIR', help='the unzipped COCO download')
   parser.add_argument('--data_dir', required=True, metavar='OUT', help='where prepared data sets live')
-  parser.add_argument(
-    '--splits',
-    nargs='+',
-    default=['train2017', 'val2017'],
-    help='folders of the download (default: train2017 val2017; test2017 and test-dev2017 are possible)',
-  )
+  possible = 'folders of the download (default: train2017 val2017; test2017 and test-dev2017 are possible)'
+  parser.add_argument('--splits', nargs='+', default=['train2017', 'val2017'], help=possible)
   arguments = parser.parse_args()
   try:
     splits = prepare_tfds.official_splits(arguments.coco, arguments.splits)

@@ -9,12 +9,9 @@ import argparse
 import math
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from triplet_det.detection import trained_network
 from triplet_det.detection.settings import PUBLISHED_CENTERNET
@@ -25,45 +22,35 @@ from triplet_det.training import optimizer, train_step
 PARAMETERS = {'hourglass-52': 104_844_152, 'hourglass-104': 210_062_960}  # of the published networks
 
 
-def check(name: str) -> None:
+def timed(what: str, run):
+  """The result of `run`, once it is there; prints what it was and how long it took."""
   start = time.monotonic()
-  module = detector.build(detector.VARIANTS[name])
-  adam = optimizer.adam(lambda step: 2.5e-4)
-  state = jax.block_until_ready(jax.jit(lambda: train_step.init_state(module, adam, seed=0))())
-  parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-  print(f'{name}: {parameters:,} parameters (published {PARAMETERS[name]:,}), made in {since(start)}', flush=True)
+  result = jax.block_until_ready(run())
+  print(f'  {what}: {time.monotonic() - start:.1f} s', flush=True)
+  return result
 
-  rng = np.random.default_rng(0)
+
+def check(name: str) -> bool:
+  """Whether the parameters are as many as published and all numbers finite."""
+  print(name)
+  module, adam = detector.build(detector.VARIANTS[name]), optimizer.adam(lambda step: 2.5e-4)
+  state = timed('parameters', jax.jit(lambda: train_step.init_state(module, adam, seed=0)))
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  print(f'  {parameters:,} parameters, published {PARAMETERS[name]:,}')
   boxes = np.zeros((1, 128, 4), np.float32)
   boxes[0, :3] = [[40, 50, 200, 260], [100, 300, 180, 390], [10, 10, 500, 500]]
-  valid = np.arange(128)[None] < 3
-  images = rng.integers(0, 256, (1, 511, 511, 3), np.uint8)
-  batch = Batch(images, boxes, np.zeros((1, 128), np.int32), valid)
-
-  start = time.monotonic()
-  step = jax.jit(train_step.make_train_step(module, adam, seed=0), donate_argnums=0).lower(state, batch).compile()
-  print(f'  training step compiled in {since(start)}', flush=True)
-  start = time.monotonic()
-  state, metrics = jax.block_until_ready(step(state, batch))
+  images = np.random.default_rng(0).integers(0, 256, (1, 511, 511, 3), np.uint8)
+  batch = Batch(images, boxes, np.zeros((1, 128), np.int32), np.arange(128)[None] < 3)
+  step = jax.jit(train_step.make_train_step(module, adam, seed=0), donate_argnums=0).lower(state, batch)
+  step = timed('compiling the training step', step.compile)
+  state, metrics = timed('training step of 1 image', lambda: step(state, batch))
   values = {key: round(float(value), 4) for key, value in metrics.items()}
-  print(f'  training step of 1 image in {since(start)}: {values}', flush=True)
-
   tester = trained_network.make_detector(module, state.variables, PUBLISHED_CENTERNET, batch_size=1)
-  start = time.monotonic()
-  tester.compile_ahead([(511, 511)])
-  print(f'  detection compiled in {since(start)}', flush=True)
-  start = time.monotonic()
-  (found,) = tester([images[0]])
-  finite = all(math.isfinite(v) for v in values.values()) and np.isfinite(found.boxes).all()
-  print(
-    f'  image and mirror image in {since(start)}: {len(found.scores)} boxes; all numbers finite: {finite}', flush=True
-  )
-  if parameters != PARAMETERS[name] or not finite:
-    sys.exit(1)
-
-
-def since(start: float) -> str:
-  return f'{time.monotonic() - start:.1f} s'
+  timed('compiling detection', lambda: tester.compile_ahead([(511, 511)]))
+  (found,) = timed('image and mirror image', lambda: tester([images[0]]))
+  finite = all(map(math.isfinite, values.values())) and bool(np.isfinite(found.boxes).all())
+  print(f'  {values}, {len(found.scores)} boxes; all numbers finite: {finite}', flush=True)
+  return finite and parameters == PARAMETERS[name]
 
 
 def main() -> None:
@@ -72,8 +59,8 @@ def main() -> None:
   networks = parser.parse_args().networks
   if unknown := [name for name in networks if name not in PARAMETERS]:
     parser.error(f'no network {", ".join(unknown)}; possible: {", ".join(PARAMETERS)}')
-  for name in networks:
-    check(name)
+  if not all([check(name) for name in networks]):
+    sys.exit(1)
 
 
 if __name__ == '__main__':

@@ -9,12 +9,13 @@ per kill, at the end how many were corrupted, and ends with exit code 1 if any w
 
 import argparse
 import dataclasses
+import itertools
 import random
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,21 +36,6 @@ OVERRIDES = {
   'model.pool_width': 8,
 }
 SECONDS, SECONDS_OF_A_SAVE = 8.0, 0.1  # in which a kill comes, after the start or the first step; and within a save
-
-
-@dataclasses.dataclass
-class Kill:
-  """What a row of the table says; the last two are known once the run was started again."""
-
-  number: int
-  step: int  # the last one in the log
-  in_save: bool
-  resumed: int | None = None
-  equal: bool | None = None
-
-  def __str__(self) -> str:
-    values = (self.number, self.step, 'yes' if self.in_save else 'no', self.resumed, 'yes' if self.equal else 'NO')
-    return ''.join(f'{value!s:>14}' for value in values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,36 +98,6 @@ def log_lines(workdir: Path) -> list[str]:
   return path.read_text().split('\n')[:-1] if path.exists() else []
 
 
-def last_step(lines: list[str]) -> int:
-  return int(re.match(r'{"step": (\d+)', lines[-1])[1]) if lines else 0
-
-
-def killed_run(workdir: Path, expected: list[str], draw: random.Random, numbers: range) -> Iterator[Kill]:
-  """A run that is killed up to `len(numbers)` times and started again until it is done.
-
-  Raises:
-    SystemExit: a start after a kill ended with an error.
-  """
-  open_kills, numbers, life_number = [], list(numbers), 0
-  while True:
-    life = start(workdir, life_number)
-    life_number += 1
-    part = draw.choice(('start', 'steps', 'steps', 'save', 'save'))
-    was_killed = bool(numbers) and life.kill(part, draw)
-    code, lines = life.process.wait(), log_lines(workdir)
-    if code and not was_killed:
-      sys.exit(f'error: after {numbers[0] - 1 if numbers else "all"} kills the run ended with {code}:\n{life.said()}')
-    if continued := re.search(r'(?:starting|continuing) at step (\d+)', life.said()):
-      for kill in open_kills:
-        kill.resumed = int(continued[1])
-        kill.equal = lines == (expected[: len(lines)] if was_killed else expected)
-        yield kill
-      open_kills = []
-    if not was_killed:
-      return
-    open_kills.append(Kill(numbers.pop(0), last_step(lines), life.is_saving()))
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--out', type=Path, required=True, help='folder for the runs; must not exist')
@@ -158,19 +114,37 @@ def main() -> None:
     sys.exit(f'error: it ended with {code}:\n{reference.said()}')
   expected = log_lines(out / 'reference')
 
-  print(
-    ''.join(f'{title:>14}' for title in ('kill', 'step at death', 'in a save', 'resumed from', 'equal')), flush=True
-  )
-  draw, kills, runs = random.Random(arguments.seed), [], 0
-  while len(kills) < arguments.kills:
-    runs += 1
-    for kill in killed_run(out / f'run_{runs}', expected, draw, range(len(kills) + 1, arguments.kills + 1)):
-      print(kill, flush=True)
-      kills.append(kill)
-  corrupted = sum(not kill.equal for kill in kills)
-  in_saves = sum(kill.in_save for kill in kills)
-  print(f'{len(kills)} kills, {corrupted} corrupted ({in_saves} in a save; {runs} runs of {len(expected)} lines)')
+  show_row('kill', 'step at death', 'in a save', 'resumed from', 'equal')
+  draw, kills, in_saves, corrupted = random.Random(arguments.seed), 0, 0, 0
+  for run in itertools.count(1):
+    if kills == arguments.kills:
+      break
+    pending = []  # kills after which no start has come as far as its first step
+    for number in itertools.count():
+      life = start(out / f'run_{run}', number)
+      part = draw.choice(('start', 'steps', 'steps', 'save', 'save'))
+      was_killed = kills < arguments.kills and life.kill(part, draw)
+      code, lines = life.process.wait(), log_lines(life.workdir)
+      if code and not was_killed:
+        sys.exit(f'error: after {kills} kills the run ended with {code}:\n{life.said()}')
+      if continued := re.search(r'(?:starting|continuing) at step (\d+)', life.said()):
+        equal = lines == (expected[: len(lines)] if was_killed else expected)
+        for kill in pending:
+          show_row(*kill, continued[1], 'yes' if equal else 'NO')
+        corrupted += len(pending) * (not equal)
+        pending = []
+      if not was_killed:
+        break
+      kills, in_save = kills + 1, life.is_saving()
+      in_saves += in_save
+      step = re.match(r'{"step": (\d+)', lines[-1])[1] if lines else 0
+      pending.append((kills, step, 'yes' if in_save else 'no'))
+  print(f'{kills} kills, {corrupted} corrupted ({in_saves} in a save; {run - 1} runs of {len(expected)} lines)')
   sys.exit(bool(corrupted))
+
+
+def show_row(*cells: object) -> None:
+  print(''.join(f'{cell!s:>14}' for cell in cells), flush=True)
 
 
 if __name__ == '__main__':

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.paper.table_runs import load_config
 from triplet_det.data import pipeline

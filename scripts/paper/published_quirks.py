@@ -8,16 +8,17 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from etils import epath
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from scripts.paper import published
 from scripts.paper.table_runs import load_config
 from triplet_det import evaluate
-from triplet_det.data import pipeline
+from triplet_det import main as program
 from triplet_det.detection import coco_results, trained_network
 from triplet_det.detection.settings import settings_for
 from triplet_det.evaluators import coco_ap
-from triplet_det.models import detector
-from triplet_det.run import checkpoints
 
 # field of Settings (or `decimals` of the results JSON) -> published value
 QUIRKS = dict(
@@ -34,31 +35,25 @@ QUIRKS = dict(
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--checkpoint', required=True, help='run folder')
-  parser.add_argument('--config', required=True, help='config whose data.eval is evaluated, with its variant')
+  parser.add_argument('--config', required=True, help='page whose data.eval is evaluated, with its variant')
   arguments = parser.parse_args()
   try:
-    variables, record = checkpoints.load_weights(arguments.checkpoint)
-    source = pipeline.open_source(**load_config(arguments.config).data.eval)
-    evaluate.check_categories(source, record.categories)
+    trial = program.open_trial(load_config(arguments.config), epath.Path(arguments.checkpoint))
   except (FileNotFoundError, ValueError) as error:
     parser.error(str(error))
-  module = detector.build(record.model)
-  sound = settings_for(record.test)
 
-  def ap(**published) -> dict[str, float]:
-    decimals = published.pop('decimals', None)
-    settings = dataclasses.replace(sound, **published)
-    tester = trained_network.make_detector(module, variables, settings, batch_size=8)
-    found = evaluate.detect(tester, source)
-    rows = coco_results.results_rows(found.items(), record.categories, decimals=decimals)
-    return coco_ap.evaluate(source.ground_truth, rows)
+  def ap(decimals: int | None = None, **quirks) -> dict[str, float]:
+    settings = dataclasses.replace(settings_for(trial.record.test), **quirks)
+    tester = trained_network.make_detector(trial.module, trial.variables, settings, **trial.placement)
+    found = evaluate.detect(tester, trial.source)
+    rows = coco_results.results_rows(found.items(), trial.record.categories, decimals=decimals)
+    return coco_ap.evaluate(trial.source.ground_truth, rows)
 
-  names = ('AP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L')
-  print('| published value | ' + ' | '.join(names) + ' |\n|---|' + '---:|' * len(names))
-  cases = [('none: all sound', {})] + [(f'{k} = {v}', {k: v}) for k, v in QUIRKS.items()] + [('all', dict(QUIRKS))]
-  for title, published in cases:
-    metrics = ap(**published)
-    print(f'| {title} | ' + ' | '.join(f'{100 * metrics[name]:.2f}' for name in names) + ' |', flush=True)
+  print(f'| published value | {" | ".join(published.AP)} |\n|---|' + '---:|' * len(published.AP))
+  cases = {'none: all sound': {}} | {f'{name} = {value}': {name: value} for name, value in QUIRKS.items()}
+  for title, quirks in (cases | {'all': QUIRKS}).items():
+    metrics = ap(**quirks)
+    print(f'| {title} | ' + ' | '.join(f'{100 * metrics[name]:.2f}' for name in published.AP) + ' |', flush=True)
 
 
 if __name__ == '__main__':

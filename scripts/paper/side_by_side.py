@@ -5,7 +5,7 @@ import json
 import math
 import statistics
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 WIDTH = 120  # of the lines of text
 
@@ -64,32 +64,36 @@ class Table:
   notes: Sequence[str]
 
 
+def _lines(table: Table) -> Iterator[tuple[str, str, list[str]]]:
+  """The title of a row at its first line, else ''; whose figures the line has; its cells."""
+  for row in (*table.rows, *table.differences):
+    for i, (whose, values) in enumerate(row.lines(table.columns[0])):
+      yield '' if i else row.title, whose, [number(values.get(column), row.spec) for column in table.columns]
+
+
 def as_text(table: Table) -> str:
   """For the terminal; columns under each other."""
-  rows = [*table.rows, *table.differences]
-  lines = [(row, whose, values) for row in rows for whose, values in row.lines(table.columns[0])]
-  label = max((len(whose) + 2 for _, whose, _ in lines), default=0) + 2
-  cells = [number(values.get(column), row.spec) for row, _, values in lines for column in table.columns]
-  width = max(len(text) for text in (*table.columns, *cells)) + 2
-  text = [*textwrap.wrap(table.title, WIDTH), '', ' ' * label + ''.join(f'{c:>{width}}' for c in table.columns)]
-  for row in rows:
-    text.append(row.title)
-    for whose, values in row.lines(table.columns[0]):
-      text.append(
-        f'  {whose:<{label - 2}}' + ''.join(f'{number(values.get(c), row.spec):>{width}}' for c in table.columns)
-      )
-  text += ['', *textwrap.wrap('recipe: ' + _listed(table.recipe), WIDTH, subsequent_indent='  ')]
-  return '\n'.join(text + [line for note in table.notes for line in textwrap.wrap(note, WIDTH, subsequent_indent='  ')])
+  lines = list(_lines(table))
+  label = max((len(whose) for _, whose, _ in lines), default=0) + 2
+  width = max(len(text) for text in (*table.columns, *(cell for _, _, cells in lines for cell in cells))) + 2
+
+  def line(whose: str, cells: Sequence[str]) -> str:
+    return f'  {whose:<{label}}' + ''.join(f'{cell:>{width}}' for cell in cells)
+
+  text = [*textwrap.wrap(table.title, WIDTH), '', line('', table.columns)]
+  for title, whose, cells in lines:
+    text += [title] if title else []
+    text.append(line(whose, cells))
+  wrapped = ['recipe: ' + _listed(table.recipe), *table.notes]
+  text += ['', *(line for note in wrapped for line in textwrap.wrap(note, WIDTH, subsequent_indent='  '))]
+  return '\n'.join(text)
 
 
 def as_markdown(table: Table) -> str:
   """For a README: one table of all rows, then the recipe and the notes as a list."""
-  lines = [table.title, '', '| | | ' + ' | '.join(table.columns) + ' |', '|---|---|' + '---:|' * len(table.columns)]
-  for row in (*table.rows, *table.differences):
-    for i, (whose, values) in enumerate(row.lines(table.columns[0])):
-      cells = [row.title if i == 0 else '', whose, *(number(values.get(c), row.spec) for c in table.columns)]
-      lines.append('| ' + ' | '.join(cells) + ' |')
-  return '\n'.join([*lines, '', f'- recipe: `{_listed(table.recipe)}`', *(f'- {note}' for note in table.notes)])
+  text = [table.title, '', '| | | ' + ' | '.join(table.columns) + ' |', '|---|---|' + '---:|' * len(table.columns)]
+  text += ['| ' + ' | '.join([title, whose, *cells]) + ' |' for title, whose, cells in _lines(table)]
+  return '\n'.join([*text, '', f'- recipe: `{_listed(table.recipe)}`', *(f'- {note}' for note in table.notes)])
 
 
 def as_json(table: Table) -> str:

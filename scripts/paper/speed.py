@@ -101,7 +101,9 @@ def _row(name: str, turns: quiet_pairs.Turns) -> Row:
 
 def quotient(turns: quiet_pairs.Turns) -> Row:
   """CenterNet's time over CornerNet's, round by round: what disturbs one disturbs the other."""
-  ratios = {part: turns.ratios(f'centernet, {part}', f'cornernet, {part}') for part in PARTS}
-  runs = {f'round {i}': {part: ratios[part][i] for part in PARTS} for i in turns.rounds}
+  runs = {
+    f'round {i}': {p: samples[f'centernet, {p}'].seconds / samples[f'cornernet, {p}'].seconds for p in PARTS}
+    for i, samples in turns.rounds.items()
+  }
   quotient = published.MILLISECONDS['centernet-104'] / published.MILLISECONDS['cornernet-104']
   return Row('CenterNet / CornerNet', runs, {'Hourglass-104': {'whole image': quotient}}, median=True, spec='.3f')

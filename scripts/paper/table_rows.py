@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from etils import epath
@@ -31,12 +31,12 @@ class Network:
 class Request:
   """What the user asked for."""
 
+  table: str  # table1 .. table5
   networks: Mapping[str, Network]  # the rows that were chosen, by name
   folder: epath.Path
   seeds: Sequence[int]
   given: Mapping[str, Sequence[epath.Path]]  # name -> run folders to be tested, instead of training
   overrides: tuple[str, ...]
-  execute: Callable[[list[str]], None]
   where: str  # our figures are from
   full: bool
 
@@ -80,12 +80,6 @@ def networks(table: str, *, full: bool = False, page: str = '') -> dict[str, Net
   return large if table == 'table1' else small | large
 
 
-def detectors(request: Request) -> list[tuple[str, str]]:
-  """(CornerNet's row, CenterNet's row) with the same network, where both were chosen."""
-  pairs = [(name, name.replace('corner', 'center')) for name in request.networks]
-  return [(corner, center) for corner, center in pairs if corner != center and center in request.networks]
-
-
 def multi_scale(name: str) -> tuple[str, ...]:
   """The overrides for an evaluation at the five scales of each paper, kept beside that at one scale."""
   corners = name.startswith('cornernet')
@@ -119,12 +113,12 @@ def request_of(arguments: argparse.Namespace, overrides: Sequence[str]) -> Reque
     raise ValueError(f'--checkpoint for {", ".join(idle)}, but --rows are {", ".join(rows)}')
   where = 'COCO' if arguments.full else arguments.config or 'small networks on the embedded data set'
   return Request(
+    table=arguments.table,
     networks={name: possible[name] for name in rows},
     folder=absolute(arguments.runs),
     seeds=arguments.seeds,
     given=given,
     overrides=tuple(overrides),
-    execute=table_runs.execute,
     where=where,
     full=arguments.full,
   )

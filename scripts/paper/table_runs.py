@@ -5,18 +5,19 @@ import functools
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from triplet_det import evaluate
+from triplet_det import configs, evaluate
 from triplet_det.detection.settings import settings_for
 from triplet_det.run import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
+SWITCHES = ('stacks', 'center_branch', 'center_pooling', 'cascade_corner_pooling')  # that tell networks apart
 # Values of a config that do not change what training makes, and the seed, which is meant to differ.
 NOT_OF_TRAINING = ('mode', 'seed', 'data.eval', 'data.num_', 'log_', 'checkpoint_', 'eval_', 'test', 'result_', 'draw_')
 
@@ -27,7 +28,7 @@ class Run:
 
   label: str  # among the runs of its row: 'seed 0', or the name of the folder that was given
   folder: epath.Path
-  page: str  # the config file with its variant, from the root of the repository
+  page: str  # as for `load_config`
   changes: tuple[str, ...] = ()  # overrides of the page, '--config.x=y'
   tests: tuple[str, ...] = ()  # overrides for the evaluation alone
   seed: int | None = None  # None: the folder is given, nothing is trained
@@ -46,32 +47,27 @@ class Run:
       return config.total_steps
     for name in dict.fromkeys((config.eval_checkpoint, checkpoints.STATES)):  # as `checkpoints.load_weights`
       if steps := _steps_in(self.folder / name):
-        self._check_switches(self.folder / name / str(max(steps)), config)
+        checkpoint = self.folder / name / str(max(steps))
+        there = json.loads((checkpoint / 'record' / 'metadata').read_text())['model']
+        wrong = [f'{s} is {there[s]} there, {config.model[s]} here' for s in SWITCHES if there[s] != config.model[s]]
+        if wrong:  # a row must not show another network under its name
+          raise ValueError(f'{checkpoint} is not the network of {self.page}: {"; ".join(wrong)}')
         return max(steps)
     raise ValueError(f'no checkpoint in {self.folder}: expected a run folder with best/ or checkpoints/ in it')
 
-  def _check_switches(self, checkpoint: epath.Path, config: ConfigDict) -> None:
-    """A row must not show another network under its name."""
-    there = json.loads((checkpoint / 'record' / 'metadata').read_text())['model']
-    names = ('stacks', 'center_branch', 'center_pooling', 'cascade_corner_pooling')
-    if wrong := [
-      f'{name} is {there[name]} there, {config.model[name]} here' for name in names if there[name] != config.model[name]
-    ]:
-      raise ValueError(f'{checkpoint} is not the network of {self.page}: {"; ".join(wrong)}')
+  def evaluation_folder(self) -> epath.Path:
+    """Of the evaluation after training."""
+    config = self.config(tested=True)
+    about = dict(split=config.data.eval.split, name=config.eval_name)
+    return evaluate.evaluation_folder(self.folder, self.step(), **about)
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What an evaluation wrote: the content of metrics.json or error_analysis.json, and how the run was trained."""
+  """What an evaluation wrote, and how the run was trained."""
 
-  folder: epath.Path
-  content: Mapping
+  content: Mapping  # of metrics.json or error_analysis.json
   training: Mapping  # flat, of the run's config.json; empty if it has none
-
-  @property
-  def metrics(self) -> dict[str, float]:
-    """Fractions; NaN where the split has no object of that size or class."""
-    return {name: float(value) for name, value in self.content['metrics'].items()}
 
   @property
   def recipe(self) -> dict:
@@ -79,49 +75,39 @@ class Result:
     return dict(flat(self.content['fingerprint'])) | {f'training.{k}': v for k, v in self.training.items()}
 
 
-def result(run: Run, mode: str, columns: Sequence[str], execute: Callable[[list[str]], None]) -> Result:
+def result(run: Run, mode: str, columns: Sequence[str]) -> Result:
   """What mode eval or error_analysis writes for a run, with today's settings; what is missing is executed first.
 
   Args:
     run: trained now, finished, or given.
     mode: 'eval' or 'error_analysis'.
     columns: the metrics that are needed, of mode eval.
-    execute: runs a command to its end.
 
   Raises:
-    ValueError: as `Run.step`; or there are no such metrics, because the split has no annotations.
+    ValueError: as `Run.step`; a command failed; or there are no such metrics, as the split has no annotations.
   """
-  for command in missing(run, mode, columns):
-    execute(command)
-  if found := find(run, mode, columns):
-    return found
-  raise ValueError(
-    f'mode {mode} wrote no {", ".join(columns) or "error analysis"} into {_folder(run)}: if the split has no '
-    'annotations, the results JSON there goes to the server; another one is chosen by --config.data.eval.split'
-  )
+  found = find(run, mode, columns)
+  if not found:
+    for command in missing(run, mode):
+      execute(command)
+    found = find(run, mode, columns)
+  if not found:
+    raise ValueError(
+      f'mode {mode} wrote no {", ".join(columns) or "error analysis"} into {run.evaluation_folder()}: if the split has '
+      'no annotations, the results JSON there goes to the server; another one is chosen by --config.data.eval.split'
+    )
+  return found
 
 
-def missing(run: Run, mode: str, columns: Sequence[str]) -> list[list[str]]:
+def missing(run: Run, mode: str) -> list[list[str]]:
   """The commands that make what is not there yet, in order."""
-  if find(run, mode, columns):
-    return []
-  training = [*_command(run), f'--config.seed={run.seed}', *run.changes]
+  program = [sys.executable, '-m', 'triplet_det.main', f'--config={run.page}', f'--workdir={run.folder}']
   newest = [] if run.seed is None else [f'--config.eval_checkpoint={checkpoints.STATES}']
-  testing = [*_command(run), f'--config.mode={mode}', *newest, *run.changes, *run.tests]
+  testing = [*program, f'--config.mode={mode}', *newest, *run.changes, *run.tests]
   if run.seed is None or run.step() in _steps_in(run.folder / checkpoints.STATES):
     return [testing]
+  training = [*program, f'--config.seed={run.seed}', *run.changes]
   return [training, testing] if run.tests or mode != 'eval' else [training]  # training ends with an evaluation
-
-
-def find(run: Run, mode: str, columns: Sequence[str]) -> Result | None:
-  """Made after training, or for mode eval by training itself: whichever has the columns and is of these settings."""
-  if mode != 'eval':
-    return _read(run, _folder(run) / f'{mode}.json')
-  for folder in (_folder(run), evaluate.evaluation_folder(run.folder, run.step())):
-    found = _read(run, folder / 'metrics.json')
-    if found and set(columns) <= found.content['metrics'].keys():
-      return found
-  return None
 
 
 def execute(command: list[str]) -> None:
@@ -130,6 +116,38 @@ def execute(command: list[str]) -> None:
   code = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL).returncode
   if code:
     raise ValueError(f'this ended with exit code {code}, see above: {" ".join(command)}')
+
+
+def find(run: Run, mode: str, columns: Sequence[str]) -> Result | None:
+  """Made after training, or for mode eval by training itself: whichever has the columns and is of these settings."""
+  if mode != 'eval':
+    return _read(run, run.evaluation_folder() / f'{mode}.json')
+  for folder in (run.evaluation_folder(), evaluate.evaluation_folder(run.folder, run.step())):
+    found = _read(run, folder / 'metrics.json')
+    if found and set(columns) <= found.content['metrics'].keys():
+      return found
+  return None
+
+
+def _read(run: Run, path: epath.Path) -> Result | None:
+  """The file's content, unless it was made with other settings than are asked for now."""
+  if not path.exists():
+    return None
+  content, config = json.loads(path.read_text()), run.config(tested=True)
+  settings = dataclasses.asdict(settings_for(config.test.to_dict(), config.image_scale))
+  wanted = dict(flat(dict(test=settings, split=config.data.eval.split)))
+  if 'metrics' in content:  # the error analysis writes no boxes
+    wanted['decimals'] = config.result_decimals
+  made = dict(flat(content['fingerprint']))
+  if other := [f'{name} {made.get(name)} instead of {v}' for name, v in wanted.items() if made.get(name) != v]:
+    print(f'{path} is of another test and not used: {"; ".join(other)}', file=sys.stderr)
+    return None
+  told = run.folder / 'config.json'
+  return Result(content, dict(training_values(json.loads(told.read_text()))) if told.exists() else {})
+
+
+def _steps_in(folder: epath.Path) -> list[int]:
+  return [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
 
 
 def other_training(run: Run, result: Result) -> dict[str, tuple]:
@@ -143,10 +161,14 @@ def other_training(run: Run, result: Result) -> dict[str, tuple]:
 def load_config(page: str, *overrides: str) -> ConfigDict:
   """The config as the program reads it; not to be modified.
 
+  Args:
+    page: by its name, or the path of a file from the root of the repository, with its variant.
+    overrides: '--config.x=y'.
+
   Raises:
-    ValueError: no such file, an unknown variant, key or value; says which.
+    ValueError: no such page, an unknown variant, key or value; says which.
   """
-  argv = ['', f'--config={ROOT / page}', *overrides]
+  argv = ['', f'--config={ROOT / configs.find(page)}', *overrides]
   own = flags.FlagValues()
   try:
     config = config_flags.DEFINE_config_file('config', flag_values=own, sys_argv=argv)
@@ -172,38 +194,3 @@ def flat(tree: Mapping, path: str = '') -> Iterator[tuple[str, object]]:
       yield from flat(value, f'{path}{key}.')
     else:
       yield path + key, list(value) if isinstance(value, tuple) else value
-
-
-def _command(run: Run) -> list[str]:
-  return [sys.executable, '-m', 'triplet_det.main', f'--config={run.page}', f'--workdir={run.folder}']
-
-
-def _folder(run: Run) -> epath.Path:
-  """Of the evaluation after training."""
-  config = run.config(tested=True)
-  return evaluate.evaluation_folder(run.folder, run.step(), split=config.data.eval.split, name=config.eval_name)
-
-
-def _read(run: Run, path: epath.Path) -> Result | None:
-  """The file's content, unless it was made with other settings than are asked for now."""
-  if not path.exists():
-    return None
-  content = json.loads(path.read_text())
-  config = run.config(tested=True)
-  settings = dataclasses.asdict(settings_for(config.test.to_dict(), config.image_scale))
-  wanted = dict(flat(dict(test=settings, split=config.data.eval.split)))
-  if 'metrics' in content:  # the error analysis writes no boxes
-    wanted['decimals'] = config.result_decimals
-  made = dict(flat(content['fingerprint']))
-  if other := [
-    f'{name} {made.get(name)} instead of {value}' for name, value in wanted.items() if made.get(name) != value
-  ]:
-    print(f'{path} is of another test and not used: {"; ".join(other)}', file=sys.stderr)
-    return None
-  told = run.folder / 'config.json'
-  training = dict(training_values(json.loads(told.read_text()))) if told.exists() else {}
-  return Result(path.parent, content, training)
-
-
-def _steps_in(folder: epath.Path) -> list[int]:
-  return [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []

@@ -21,13 +21,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.paper import published, speed, table_runs
 from scripts.paper.side_by_side import FORMATS, Row, Table, common_and_notes
-from scripts.paper.table_rows import Request, detectors, folders, multi_scale, request_of
-from scripts.paper.table_runs import Run
+from scripts.paper.table_rows import Request, folders, multi_scale, request_of
 
 # What rows are there to compare, and how the two detectors were published; all else should be equal in a table.
 MEANT = ('training.model.center_', 'training.model.cascade_')
@@ -42,105 +40,99 @@ class Figures:
   """
 
   def __init__(self, request: Request, columns: Sequence[str]):
-    self._request = request
-    self._columns = columns
-    self._recipes = {}
-    self._notes = []
+    self._request, self._columns = request, columns
+    self._recipes, self._notes = {}, []
     for name in request.networks:
       for run in request.runs(name):
         run.step()  # whatever is wrong with the command is said before hours of training
 
-  def row(
-    self, name: str, figures: Mapping[str, Sequence[float]], *, title: str = '', tests: tuple[str, ...] = ()
-  ) -> Row:
-    """Metrics of a network's runs in percent, and the paper's."""
-    metrics = {}
-    for run in self._request.runs(name, tests):
-      found = self._result(name, title, run, 'eval', self._columns)
-      metrics[run.label] = _percent(found.metrics, self._columns)
-    return self._with_paper(name, title, metrics, figures)
+  def rows(self, paper: Mapping[str, Sequence[float]], *, title: str = '', multi: bool = False) -> dict[str, Row]:
+    """Network -> the metrics of its runs in percent, and the paper's; `multi` tests them at several scales."""
+    rows = {}
+    for name in self._request.networks:
+      results = self._results(name, title, 'eval', self._columns, multi_scale(name) if multi else ())
+      metrics = {label: _percent(found.content['metrics'], self._columns) for label, found in results.items()}
+      rows[name] = self._with_paper(name, title, metrics, paper)
+    return rows
 
-  def rows_by_output(self, name: str, figures: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Row]:
-    """Output that was replaced by the ground truth -> row."""
+  def rows_by_output(self, name: str, paper: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Row]:
+    """Output of a network that was replaced by the ground truth -> row."""
     metrics = {}
-    for run in self._request.runs(name):
-      for row in self._result(name, '', run, 'error_analysis', ()).content['rows']:
-        numbers = {column: float(value) for column, value in row['metrics'].items()}
-        metrics.setdefault(row['replaced'], {})[run.label] = _percent(numbers, self._columns)
+    for label, found in self._results(name, '', 'error_analysis').items():
+      for row in found.content['rows']:
+        metrics.setdefault(row['replaced'], {})[label] = _percent(row['metrics'], self._columns)
     return {
-      replaced: self._with_paper(name, f', {replaced} replaced', by_run, figures.get(replaced, {}))
+      replaced: self._with_paper(name, f', {replaced} replaced', by_run, paper.get(replaced, {}))
       for replaced, by_run in metrics.items()
     }
 
-  def table(self, name: str, title: str, rows: Sequence[Row], differences: Sequence[Row], meant=(), notes=()) -> Table:
+  def table(self, title: str, rows: Sequence[Row], differences: Sequence[Row] = (), meant=(), notes=()) -> Table:
+    name = self._request.table
     published = MEANT_FULL if self._request.full and name != 'table4' else ()
     recipe, found = common_and_notes(self._recipes, (*MEANT, *meant, *published))
-    return Table(
-      name,
-      f'{title}, percent; here {self._request.where}',
-      self._columns,
-      rows,
-      differences,
-      recipe,
-      [*self._notes, *found, *notes],
-    )
+    title = f'{title}, percent; here {self._request.where}'
+    return Table(name, title, self._columns, rows, differences, recipe, [*self._notes, *found, *notes])
 
-  def _result(self, name: str, title: str, run: Run, mode: str, columns: Sequence[str]) -> table_runs.Result:
-    found = table_runs.result(run, mode, columns, self._request.execute)
-    who = f'{self._request.networks[name].title}{title}, {run.label}'
-    self._recipes[who] = found.recipe
-    for key, (there, asked) in table_runs.other_training(run, found).items():
-      self._notes.append(f'WARNING: {who} was trained with {key} {there}, now {asked} is asked for: {run.folder}')
-    return found
+  def _results(
+    self, name: str, title: str, mode: str, columns: Sequence[str] = (), tests: tuple[str, ...] = ()
+  ) -> dict[str, table_runs.Result]:
+    results = {}
+    for run in self._request.runs(name, tests):
+      found = results[run.label] = table_runs.result(run, mode, columns)
+      who = f'{self._request.networks[name].title}{title}, {run.label}'
+      self._recipes[who] = found.recipe
+      for key, (there, asked) in table_runs.other_training(run, found).items():
+        self._notes.append(f'WARNING: {who} was trained with {key} {there}, now {asked} is asked for: {run.folder}')
+    return results
 
-  def _with_paper(self, name: str, title: str, metrics: Mapping, figures: Mapping[str, Sequence[float]]) -> Row:
+  def _with_paper(self, name: str, title: str, metrics: Mapping, paper: Mapping[str, Sequence[float]]) -> Row:
     network = self._request.networks[name]
-    told = {published.NAMES.get(n, 'COCO'): dict(zip(self._columns, figures[n])) for n in network.paper if n in figures}
+    told = {published.NAMES.get(n, 'COCO'): dict(zip(self._columns, paper[n])) for n in network.paper if n in paper}
     return Row(network.title + title, metrics, told)
 
 
 def table1(request: Request) -> Table:
   """How much of what pairs of corners detect is false (Sec. 3.1)."""
   figures = Figures(request, published.FD)
-  only = {'cornernet-104': published.TABLE_3['cornernet-104']}
-  rows = [figures.row(name, only) for name in request.networks]
-  return figures.table(
-    'table1', 'Table 1: false discovery rates of CornerNet, in the paper on COCO validation', rows, []
-  )
+  rows = figures.rows({'cornernet-104': published.TABLE_3['cornernet-104']})
+  return figures.table('Table 1: false discovery rates of CornerNet, in the paper on COCO validation', [*rows.values()])
 
 
 def table2(request: Request) -> Table:
   """AP and AR at one and at five scales (Sec. 4.2)."""
   figures = Figures(request, published.AP + published.AR)
-  rows = {}
-  for scales, tests in (('single', lambda name: ()), ('multi', multi_scale)):
-    for name in request.networks:
-      rows[name, scales] = figures.row(name, published.TABLE_2[scales], title=f', {scales}-scale', tests=tests(name))
-  gains = [
-    rows[center, scales].minus(rows[corner, scales], f'gain of {request.networks[center].title}, {scales}-scale')
-    for scales in published.TABLE_2
-    for corner, center in detectors(request)
-  ]
+  every, gains = [], []
+  for scales, paper in published.TABLE_2.items():
+    rows = figures.rows(paper, title=f', {scales}-scale', multi=scales == 'multi')
+    every += rows.values()
+    gains += differences(request, rows, 'gain of {}, ' + f'{scales}-scale')
   title = 'Table 2: CornerNet and CenterNet, in the paper on COCO test-dev'
-  return figures.table('table2', title, list(rows.values()), gains, MEANT_MULTI_SCALE)
+  return figures.table(title, every, gains, MEANT_MULTI_SCALE)
 
 
 def table3(request: Request) -> Table:
   """How many false boxes the centers take away, by IoU and size (Sec. 4.3)."""
   figures = Figures(request, published.FD)
-  rows = {name: figures.row(name, published.TABLE_3) for name in request.networks}
-  decreases = [
-    rows[corner].minus(rows[center], f'decrease by {request.networks[center].title}')
-    for corner, center in detectors(request)
-  ]
-  title = 'Table 3: false discovery rates, in the paper on COCO validation'
-  return figures.table('table3', title, list(rows.values()), decreases)
+  rows = figures.rows(published.TABLE_3)
+  decreases = differences(request, rows, 'decrease by {}', falls=True)
+  return figures.table('Table 3: false discovery rates, in the paper on COCO validation', [*rows.values()], decreases)
+
+
+def differences(request: Request, rows: Mapping[str, Row], title: str, *, falls: bool = False) -> list[Row]:
+  """CenterNet's rows minus CornerNet's with the same network, or the other way round."""
+  found = []
+  for corner in rows:
+    center = corner.replace('corner', 'center')
+    if corner != center and center in rows:
+      more, less = (corner, center) if falls else (center, corner)
+      found.append(rows[more].minus(rows[less], title.format(request.networks[center].title)))
+  return found
 
 
 def table4(request: Request) -> Table:
   """What each of the three components adds (Sec. 4.5)."""
   figures = Figures(request, published.AP + published.AR)
-  rows = {name: figures.row(name, published.TABLE_4) for name in request.networks}
+  rows = figures.rows(published.TABLE_4)
   steps = {
     ('5', '1'): 'row 5 - row 1, triplets instead of pairs',
     ('3', '1'): 'row 3 - row 1, central region exploration',
@@ -151,69 +143,61 @@ def table4(request: Request) -> Table:
   gains = [rows[a].minus(rows[b], title) for (a, b), title in steps.items() if a in rows and b in rows]
   title = 'Table 4: central region exploration (CRE), center pooling (CTP), cascade corner pooling (CCP), in the paper'
   note = "the paper's row 2 is ticked under CTP; its text says that it is CCP"
-  return figures.table('table4', f'{title} Hourglass-52 on COCO validation', list(rows.values()), gains, notes=[note])
+  return figures.table(f'{title} Hourglass-52 on COCO validation', [*rows.values()], gains, notes=[note])
 
 
 def table5(request: Request) -> Table:
   """AP with the truth in place of an output: which one limits the detector (Sec. 4.6)."""
   figures = Figures(request, published.AP)
   rows, gains = [], []
-  for name in request.networks:
+  for name, network in request.networks.items():
     found = figures.rows_by_output(name, published.TABLE_5)
     rows += found.values()
-    title = request.networks[name].title
-    gains += [row.minus(found['nothing'], f'gain of {title}, {r}') for r, row in found.items() if r != 'nothing']
+    nothing = found.pop('nothing')
+    gains += [row.minus(nothing, f'gain of {network.title}, {replaced}') for replaced, row in found.items()]
   title = 'Table 5: outputs replaced by the ground truth, in the paper the centers, on COCO validation'
-  return figures.table('table5', title, rows, gains)
+  return figures.table(title, rows, gains)
 
 
 TABLES = {'table1': table1, 'table2': table2, 'table3': table3, 'table4': table4, 'table5': table5}
 
 
-def _percent(metrics: Mapping[str, float], columns: Sequence[str]) -> dict[str, float]:
-  return {column: 100 * metrics[column] for column in columns}
+def _percent(metrics: Mapping[str, float | str], columns: Sequence[str]) -> dict[str, float]:
+  """NaN, in JSON a string, where the split has no object of that size or class."""
+  return {column: 100 * float(metrics[column]) for column in columns}
 
 
-def parse(argv: Sequence[str] | None = None) -> tuple[argparse.ArgumentParser, argparse.Namespace, list[str]]:
+def parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace, list[str]]:
   """The parser (for its errors), what it understood, and the rest: overrides of the config."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   chosen = parser.add_subparsers(dest='table', required=True, metavar='TABLE', help=', '.join([*TABLES, 'speed']))
   shared = argparse.ArgumentParser(add_help=False)
   shared.add_argument('--format', choices=list(FORMATS), default='text', help='what is printed')
   shared.add_argument('--out', type=Path, help='folder for the table in all formats')
+  tested = 'finished or imported: tested only'
+  page = 'config of your own, a page by its name or a path from the root; the rows change its switches'
   for table, function in TABLES.items():
     one = chosen.add_parser(table, parents=[shared], allow_abbrev=False, help=function.__doc__)
     one.add_argument('--runs', required=True, help='folder of the runs, one below it per row and seed')
     one.add_argument('--rows', nargs='+', help='default: all')
     one.add_argument('--seeds', nargs='+', type=int, default=[0, 1])
-    one.add_argument(
-      '--checkpoint', nargs='+', default=[], metavar='ROW=FOLDER', help='finished or imported: tested only'
-    )
+    one.add_argument('--checkpoint', nargs='+', default=[], metavar='ROW=FOLDER', help=tested)
     one.add_argument('--full', action='store_true', help="the paper's networks on COCO, not the embedded data set")
-    one.add_argument(
-      '--config',
-      default='',
-      metavar='PAGE',
-      help='config of your own, its path from the root of the repository; the rows change its switches',
-    )
+    one.add_argument('--config', default='', metavar='PAGE', help=page)
   timed = chosen.add_parser('speed', parents=[shared], allow_abbrev=False, help='milliseconds per image')
   speed.add_arguments(timed)
   return parser, *parser.parse_known_args(argv)
 
 
-def table_of(arguments: argparse.Namespace, overrides: Sequence[str]) -> Table:
-  """Does what was asked for. Raises ValueError with one clear message if it cannot."""
-  if arguments.table != 'speed':
-    return TABLES[arguments.table](request_of(arguments, overrides))
-  if overrides:
-    raise ValueError(f'not understood: {" ".join(overrides)}')
-  return speed.measure(arguments, {name: given[-1] for name, given in folders(arguments.checkpoint).items()})
-
-
 def main(argv: Sequence[str] | None = None) -> None:
   parser, arguments, overrides = parse(argv)
   try:
-    table = table_of(arguments, overrides)
+    if arguments.table != 'speed':
+      table = TABLES[arguments.table](request_of(arguments, overrides))
+    elif overrides:
+      raise ValueError(f'not understood: {" ".join(overrides)}')
+    else:
+      table = speed.measure(arguments, {name: given[-1] for name, given in folders(arguments.checkpoint).items()})
   except (ValueError, FileNotFoundError) as error:
     parser.error(str(error))
   if arguments.out:

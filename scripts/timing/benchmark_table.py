@@ -1,6 +1,5 @@
 """Figures of `scripts/benchmark.py` as a table, where they come from, and whether they got worse."""
 
-import dataclasses
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -33,45 +32,36 @@ class Figures(NamedTuple):
   notes: Sequence[str] = ()
 
 
-def timed_row(
-  title: str,
-  turns: Turns,
-  program: str = OURS,
-  *,
-  flops: int | None = None,
-  images: int = 1,
-  first: str | None = None,
-  beside: Mapping[str, float] | None = None,
-) -> Row:
-  """The samples of a program: milliseconds, ratios, and the fraction of the GEMM's best rate.
+def timed_row(title: str, turns: Turns, program: str = OURS, *, flops=0, images=1, first='', beside=None) -> Row:
+  """The samples of a program: milliseconds, ratios within each round, and the fraction of the GEMM's best rate.
 
   Args:
     title: of the row.
     turns: with GEMM, and TORCH or not.
     program: whose samples these are.
-    flops: of the program; None leaves the fraction out.
+    flops: of the program; 0 leaves the fraction out.
     images: that a run of the program works on; times are per image.
     first: another program, a ratio to which is wanted.
-    beside: what was measured once, by the title of its column.
+    beside: title of a column -> what was measured once.
   """
-  milliseconds = {i: 1e3 * seconds / images for i, seconds in turns.seconds(program).items()}
-  columns = {'images/s': {i: 1e3 / ms for i, ms in milliseconds.items()}} if images > 1 else {}
-  columns['ms'] = milliseconds
-  columns['ours / GEMM'] = {i: ratio / images for i, ratio in turns.ratios(program, GEMM).items()}
-  if TORCH in next(iter(turns.rounds.values())):
-    columns['torch ms'] = {i: 1e3 * seconds for i, seconds in turns.seconds(TORCH).items()}
-    columns['ours / torch'] = turns.ratios(program, TORCH)
-  if flops:
-    columns['of GEMM peak'] = {i: flops / s / gemm_rate(turns) for i, s in turns.seconds(program).items()}
-  if first:
-    columns['to the first'] = turns.ratios(program, first)
-  runs = {f'round {i}': {c: values[i] for c, values in columns.items()} | dict(beside or {}) for i in turns.rounds}
+  runs = {}
+  for number_of_round, samples in turns.rounds.items():
+    seconds = samples[program].seconds
+    values = {'images/s': images / seconds} if images > 1 else {}
+    values |= {'ms': 1e3 * seconds / images, 'ours / GEMM': seconds / images / samples[GEMM].seconds}
+    if TORCH in samples:
+      values |= {'torch ms': 1e3 * samples[TORCH].seconds, 'ours / torch': seconds / samples[TORCH].seconds}
+    if flops:
+      values['of GEMM peak'] = flops / seconds / gemm_rate(turns)
+    if first:
+      values['to the first'] = seconds / samples[first].seconds
+    runs[f'round {number_of_round}'] = values | (beside or {})
   return Row(title, runs, {}, median=True, spec='.4g')
 
 
 def gemm_rate(turns: Turns) -> float:
   """Its best, FLOP/s."""
-  return 2 * quiet_pairs.GEMM_SIDE**3 / min(turns.seconds(GEMM).values())
+  return 2 * quiet_pairs.GEMM_SIDE**3 / min(turns.seconds(GEMM))
 
 
 def table_of(command: str, title: str, figures: Figures, settings: Mapping) -> Table:
@@ -98,8 +88,7 @@ def origin(settings: Mapping) -> dict[str, object]:
   return dict(flat(about | dict(settings=settings)))
 
 
-@dataclasses.dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
   """What a figure became."""
 
   row: str
@@ -108,15 +97,14 @@ class Change:
   now: float
 
   @property
-  def worse(self) -> bool:
-    return self.now / self.before > SLOWER
+  def factor(self) -> float:
+    return self.now / self.before
 
   def __str__(self) -> str:
-    factor = self.now / self.before
-    words = ('larger', 'smaller') if self.column in SIZES else ('slower', 'faster')
-    verdict = words[0] if self.worse else words[1] if factor < 1 / SLOWER else 'same'
+    more, less = ('larger', 'smaller') if self.column in SIZES else ('slower', 'faster')
+    verdict = more if self.factor > SLOWER else less if self.factor < 1 / SLOWER else 'same'
     values = f'{number(self.before, ".4g")} -> {number(self.now, ".4g")}'
-    return f'{verdict:7} {factor:.3f}  {self.row}: {self.column} {values}'
+    return f'{verdict:7} {self.factor:.3f}  {self.row}: {self.column} {values}'
 
 
 def compare(old: Mapping, new: Mapping) -> list[Change]:
@@ -128,13 +116,9 @@ def compare(old: Mapping, new: Mapping) -> list[Change]:
   Raises:
     ValueError: they are of different commands or settings, or have no figure in common; says which.
   """
-  there, here = ({'command': one['table'], **one['recipe']} for one in (old, new))
-  differing = [
-    f'{key} {there[key]} there, {here[key]} here'
-    for key in there.keys() & here.keys()  # only one of them may have a twin
-    if key.startswith(('command', 'settings.')) and there[key] != here[key]
-  ]
-  if differing:
+  there, here = ({'settings.command': one['table'], **one['recipe']} for one in (old, new))
+  both = [key for key in there if key.startswith('settings.') and key in here]  # only one of them may have a twin
+  if differing := [f'{key} {there[key]} there, {here[key]} here' for key in both if there[key] != here[key]]:
     raise ValueError(f'not the same measurement: {"; ".join(differing)}')
   before, changes = {row['row']: row['here'] for row in old['rows']}, []
   for row in new['rows']:

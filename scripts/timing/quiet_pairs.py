@@ -65,12 +65,8 @@ class Turns:
   left_out: Mapping[int, float]  # number of a round -> the cores that others kept busy in the sample that ended it
   max_load: float
 
-  def seconds(self, name: str) -> dict[int, float]:
-    return {number: samples[name].seconds for number, samples in self.rounds.items()}
-
-  def ratios(self, name: str, other: str) -> dict[int, float]:
-    """Time of `name` over that of `other`, round by round."""
-    return {number: samples[name].seconds / samples[other].seconds for number, samples in self.rounds.items()}
+  def seconds(self, name: str) -> list[float]:
+    return [samples[name].seconds for samples in self.rounds.values()]
 
   def note(self) -> str:
     """How many rounds were quiet, as a sentence; a WARNING if fewer than wanted."""

@@ -62,8 +62,7 @@ def test_programs_take_turns_and_ratios_are_formed_within_a_round(monkeypatch):
   programs = {'a': machine.program('a', [9, 9, 2, 20, 6]), 'b': machine.program('b', [9, 9, 4, 50, 10])}
   turns = quiet_pairs.take_turns(programs, pairs=3, min_seconds=1)
   assert machine.calls == [*'aabb', *'ab' * 3]
-  assert turns.seconds('a') == pytest.approx({1: 2, 2: 20, 3: 6})
-  assert turns.ratios('a', 'b') == pytest.approx({1: 0.5, 2: 0.4, 3: 0.6})
+  assert turns.seconds('a') == pytest.approx([2, 20, 6]) and turns.seconds('b') == pytest.approx([4, 50, 10])
   monkeypatch.setattr(quiet_pairs, 'GEMM_SIDE', 2)
   with_gemm = {i: {'a': one['a'], benchmark_table.GEMM: one['b']} for i, one in turns.rounds.items()}
   turns = dataclasses.replace(turns, rounds=with_gemm)
@@ -117,7 +116,7 @@ def test_quick_programs_run_several_times_in_a_sample(monkeypatch):
   programs = {'quick': machine.program('quick', [7, 0.25])}  # the compiler's time does not count
   turns = quiet_pairs.take_turns(programs, pairs=1, min_seconds=1, opened={'quick': opened})
   assert machine.calls == ['open', 'quick'] * 2 + ['open', *['quick'] * 4]
-  assert turns.seconds('quick') == {1: 0.25} and turns.rounds[1]['quick'].result == 0.25
+  assert turns.seconds('quick') == [0.25] and turns.rounds[1]['quick'].result == 0.25
 
 
 def test_the_clocks_of_this_machine():
@@ -145,7 +144,6 @@ def measured(name='network', ratio=0.8, peak=1000.0, row='HG', **settings):
 def test_verdicts(now, verdict):
   changes = benchmark_table.compare(measured(hg='52'), measured(ratio=now, hg='52', against='torch'))
   assert [one.column for one in changes] == ['ours / torch', 'peak MB']
-  assert [one.worse for one in changes] == [verdict == 'slower', False]
   assert str(changes[0]) == f'{verdict:7} {now / 0.8:.3f}  HG: ours / torch 0.8 -> {now:.4g}'
   (_, memory) = benchmark_table.compare(measured(), measured(peak=1100.0))
   assert str(memory) == 'larger  1.100  HG: peak MB 1000 -> 1100'
@@ -160,7 +158,7 @@ def test_without_the_twin_the_yardstick_is_compared():
 @pytest.mark.parametrize(
   'new, message',
   [
-    (measured('decode'), 'not the same measurement: command network there, decode here'),
+    (measured('decode'), 'not the same measurement: settings.command network there, decode here'),
     (measured(hg='104'), 'not the same measurement: settings.hg 52 there, 104 here'),
     (measured(hg='52', row='other'), 'the two measurements have no figure in common'),
   ],

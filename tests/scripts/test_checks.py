@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from scripts.checks import full_size, kill_test
+from scripts.checks import full_size, kill_test, pool_gradient
 from triplet_det.models import detector
 
 
@@ -26,8 +26,11 @@ def test_full_size(monkeypatch, capsys):
   monkeypatch.setattr(sys, 'argv', ['full_size.py', 'hourglass-52'])
   full_size.main()
   said = capsys.readouterr().out
-  assert f'hourglass-52: {count:,} parameters' in said
+  assert said.startswith('hourglass-52\n') and f'{count:,} parameters, published {count:,}\n' in said
   assert "{'loss': 4.5}" in said and 'all numbers finite: True' in said
+  monkeypatch.setitem(full_size.PARAMETERS, 'hourglass-52', count + 1)
+  with pytest.raises(SystemExit, match='1'):
+    full_size.main()
 
 
 # A run without JAX: 6 steps, every third of them saved; if it is broken, only the uninterrupted one has its losses.
@@ -74,3 +77,33 @@ def test_kill_test(broken, tmp_path, monkeypatch, capsys):
   said = capsys.readouterr().out
   assert stopped.value.code == broken, said
   assert re.search(r'6 kills, [1-6] corrupted' if broken else r'6 kills, 0 corrupted', said)
+
+
+# As the TPU's compiler prints it, shortened: a loop of 31 turns and one operation before it.
+LOOP = """HloModule jit_f, is_scheduled=true, entry_computation_layout={(f32[4]{0})->f32[4]{0}}
+
+%body.1 (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %p = (s32[], f32[4]) parameter(0)
+  %fusion.1 = f32[4]{0} fusion(%p), kind=kLoop, calls=%x, backend_config={"estimated_cycles":"100","a":{"b":1}}
+  ROOT %t = (s32[], f32[4]) tuple(%p, %fusion.1), backend_config={"estimated_cycles":"20"}
+}
+
+%cond.1 (p: (s32[], f32[4])) -> pred[] {
+  %p = (s32[], f32[4]) parameter(0)
+  %constant.7 = s32[]{:T(128)} constant(31)
+  ROOT %lt = pred[] compare(%p, %constant.7), direction=LT
+}
+
+ENTRY %main.5 (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  %copy = f32[4]{0} copy(%a), backend_config={"estimated_cycles":"7"}
+  %while.1 = (s32[], f32[4]) while(%copy), condition=%cond.1, body=%body.1
+  ROOT %r = f32[4]{0} get-tuple-element(%while.1), index=1
+}
+"""
+
+
+def test_cycles_of_a_loop():
+  assert pool_gradient.estimated_cycles(LOOP) == 7 + 31 * 120
+  with pytest.raises(ValueError, match=r'condition cond\.1 has no single limit: \[\]'):
+    pool_gradient.estimated_cycles(LOOP.replace('constant(31)', 'parameter(31)'))

@@ -379,6 +379,9 @@ def test_a_config_of_the_user_s_own(tmp_path, commands, refused):
     *(f'--config.model.{switch}' for switch in switches),
     '--config.data.train.images=here',
   ]
+  refused('table4', '--runs', tmp_path, '--rows', 3, '--seeds', 0, '--config', 'coco_json:hg=52')
+  assert arguments_of(commands.pop())[0] == '--config=coco_json:hg=52'
+  assert table_runs.load_config('coco_json:hg=52').model.to_dict() == table_runs.load_config(own[1]).model.to_dict()
 
 
 RUNS = ('--runs', '{tmp}')
@@ -413,6 +416,7 @@ WRONG = {
     '--full and --config exclude each other',
   ),
   'no_config': (['table1', *RUNS, '--config', 'configs/no.py'], 'No such file or directory'),
+  'no_page': (['table1', *RUNS, '--config', 'tripplet:hg=52'], "no config page 'tripplet'; did you mean 'triplet'?"),
   'speed_of_what': (
     ['speed', '--checkpoint', 'net={tmp}'],
     'no network net to measure; possible: cornernet, centernet',
