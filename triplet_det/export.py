@@ -10,15 +10,11 @@ import dataclasses
 import datetime
 import io
 import json
-import os
-import subprocess
 import sys
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -161,61 +157,6 @@ def lower(program: Callable, weights: dict, canvases: Canvases, platforms: Seque
   return bytes(serialised)
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-  """A checkpoint and its exported file on one image, each in a process of its own."""
-
-  boxes: int  # of the checkpoint
-  largest_difference: float  # pixels, of any coordinate
-  seconds_checkpoint: float  # from the start of the process to the end of its first image
-  seconds_exported: float
-  imported_network: bool  # whether the file's process imported the code of the network
-
-
-def compare(checkpoint: str, exported_file: Path, image: Path, **changes) -> Comparison:
-  """Runs both on the image; nothing is compiled before, unless JAX_COMPILATION_CACHE_DIR is set.
-
-  Raises:
-    ValueError: one of them failed, or they found another number of boxes, as on another canvas.
-  """
-  same = dict(changes, batch_size=1)
-  ours, theirs = _first_boxes(checkpoint, image, same), _first_boxes(exported_file, image, {})
-  if ours.boxes.shape != theirs.boxes.shape:
-    raise ValueError(f'{image}: the checkpoint finds {len(ours.boxes)} boxes, the exported file {len(theirs.boxes)}')
-  largest = float(np.abs(ours.boxes - theirs.boxes).max(initial=0.0))
-  network = 'triplet_det.models.detector' in theirs.modules
-  return Comparison(len(ours.boxes), largest, ours.seconds, theirs.seconds, network)
-
-
-class _FirstBoxes(NamedTuple):
-  boxes: np.ndarray  # [D, 4]
-  modules: list[str]  # imported by then
-  seconds: float
-
-
-def _first_boxes(detector_path, image: Path, given: dict) -> _FirstBoxes:
-  """What a fresh process finds."""
-  code = (
-    'import json, sys, triplet_det\n'
-    'path, image, given, out = sys.argv[1:]\n'
-    'given = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(given).items()}\n'
-    'found, = triplet_det.load(path, **given)([image])\n'
-    'json.dump([found.boxes.tolist(), list(sys.modules)], open(out, "w"))\n'
-  )
-  here = str(Path(triplet_det.__file__).parent.parent)
-  environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([here, os.environ.get('PYTHONPATH', '')])}
-  with tempfile.TemporaryDirectory() as scratch:
-    out = Path(scratch) / 'boxes.json'
-    command = [sys.executable, '-c', code, str(detector_path), str(image), json.dumps(given), str(out)]
-    start = time.monotonic()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    seconds = time.monotonic() - start
-    if done.returncode:
-      raise ValueError(f'{detector_path} on {image}: {done.stderr.strip().splitlines()[-1]}')
-    boxes, modules = json.loads(out.read_text())
-  return _FirstBoxes(np.array(boxes).reshape(-1, 4), modules, seconds)
-
-
 def _check(checkpoint, out: Path, sizes, platforms: Sequence[str], batch_size: int) -> None:
   if loading.is_exported(checkpoint):
     raise ValueError(f'{checkpoint} is exported already: give the run folder')
@@ -253,8 +194,6 @@ def main() -> None:
   parser.add_argument('--batch_size', type=int, default=1, help='images per call (default %(default)s)')
   parser.add_argument('--sound_nms', action='store_true', help='instead of the published soft-NMS with stale rows')
   command_line.add_settings_flags(parser)
-  compared = 'run checkpoint and file on it in fresh processes; print times and the largest difference of boxes'
-  parser.add_argument('--compare', type=Path, metavar='IMAGE', help=compared)
   arguments = parser.parse_args()
   flags.FLAGS.mark_as_parsed()  # absl's log wants it; this command has none of absl's flags
   show_messages()
@@ -266,12 +205,6 @@ def main() -> None:
     canvases = ', '.join(map(str, sidecar.programs))
     size = out.stat().st_size / 1e6
     print(f'{out}: {size:.1f} MB, canvases {canvases}, for {", ".join(sidecar.platforms)}')
-    if arguments.compare:
-      changes |= dict(stale_rows=False) if arguments.sound_nms else {}
-      found = compare(arguments.checkpoint, out, arguments.compare, **changes)
-      print(f'from start to first boxes: checkpoint {found.seconds_checkpoint:.1f} s, ', end='')
-      print(f'file {found.seconds_exported:.1f} s; ', end='')
-      print(f'{found.boxes} boxes, at most {found.largest_difference:.1e} pixels apart')
   except (FileNotFoundError, ValueError, ImportError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
