@@ -16,9 +16,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 import cv2
 import numpy as np
 
@@ -26,6 +23,7 @@ import triplet_det
 from triplet_det.data import pipeline
 from triplet_det.pictures import drawing
 
+ROOT = Path(__file__).resolve().parent.parent
 SHOWN = 8  # validation images
 PAGE_SIZE = (1280, 2450)  # pixels of the page's upper part, width and height
 PAGE_WIDTH = 900  # of its picture

@@ -29,7 +29,6 @@ from scripts.paper import table_runs
 from tests import documented, forks
 from tests.documented import ROOT
 from tests.tiny_coco import write_tiny_coco
-from triplet_det import configs
 from triplet_det.data.shapes_dataset import CATEGORIES
 from triplet_det.pictures import drawing
 
@@ -406,11 +405,6 @@ def options(words: list[str]) -> list[str]:
   return [word.partition('=')[0] for word in words if word.startswith('--') and word[2:] and word[:9] != '--config.']
 
 
-def load_config(page: str, *changes: str):
-  """A page by its name or its path, with overrides."""
-  return table_runs.load_config(configs.find(page), *changes)
-
-
 @pytest.fixture(scope='module')
 def helps(tmp_path_factory):
   """Script with its subcommand -> what it says of its options; also those of commands that inline options belong to."""
@@ -440,7 +434,7 @@ def test_its_options_exist(helps, command):
   page = re.search(r'--config (\S+)', command)
   changes = [word for word in words if word.startswith('--config.') and '=' in word]  # not --config.data...
   assert not changes or script == TABLES or page
-  load_config(page[1] if page else 'triplet', *changes)
+  table_runs.load_config(page[1] if page else 'triplet', *changes)
 
 
 OPTIONS = sorted({t.code for t in documented.spans() if t.code.startswith('--')})
@@ -452,11 +446,11 @@ def test_an_option_that_is_mentioned(helps, span):
   for option in options(shlex.split(span)):
     assert re.search(rf'{option}\b', everything), f'nothing has {option}'
   changes = [word for word in shlex.split(span) if word.startswith('--config.') and '=' in word]
-  load_config('triplet', *changes)
-  for page in re.findall(r'--config ([a-z_]+\S*)$', span):
-    load_config(page) if page != 'mine.py' else None
+  table_runs.load_config('triplet', *changes)
+  for page in re.findall(r'--config ([a-z_]+(?::\S+)?)$', span):
+    table_runs.load_config(page)
   for name in re.findall(r'--config\.([\w.]+)$', span):
-    functools.reduce(operator.getitem, name.split('.'), load_config('triplet'))
+    functools.reduce(operator.getitem, name.split('.'), table_runs.load_config('triplet'))
 
 
 def test_files_and_configs_that_are_mentioned():
@@ -471,7 +465,7 @@ def test_files_and_configs_that_are_mentioned():
       path = text.code.partition(':')[0]
       assert (ROOT / path).exists(), f'{text.path}: {text.code}'
       if path.endswith('.py') and path.startswith('configs/'):
-        load_config(text.code)
+        table_runs.load_config(text.code)
 
 
 def test_every_page_is_found():
