@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import functools
 import importlib.util
 import json
 import os
@@ -11,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -36,26 +35,29 @@ KB, MB = 1e3, 1e6
 IMAGES_PER_RUN = 256  # of the input: what threads have half done at its ends is little of it
 SETTLED = 100  # images after which memory should not grow any more
 
+# What commands take: what was asked for, and `quiet_pairs.take_turns` as it was asked for, with the GEMM.
+Options, TakeTurns = argparse.Namespace, Callable[..., quiet_pairs.Turns]
 
-def network(options: argparse.Namespace) -> Figures:
+
+def network(options: Options, take_turns: TakeTurns) -> Figures:
   """The network on an image and its mirror image, norms folded, as detection runs it."""
   flops = detection_parts.network_flops(options.model, options.size, options.size)
-  return _against_twin(options, options.title, 'detection_parts:network', flops, side=options.size)
+  return _against_twin(options, take_turns, options.title, 'detection_parts:network', flops, side=options.size)
 
 
-def train_step(options: argparse.Namespace) -> Figures:
+def train_step(options: Options, take_turns: TakeTurns) -> Figures:
   """Colours, targets, network, loss, gradients and Adam; the twin finds images and targets ready."""
   side, batch = options.size, options.batch
   flops = detection_parts.network_flops(options.model, side, side, images=batch, train=True)
   row = f'{options.title}, batch {batch}'
-  return _against_twin(options, row, 'training_step:train_step', flops, batch=batch, side=side)
+  return _against_twin(options, take_turns, row, 'training_step:train_step', flops, batch=batch, side=side)
 
 
-def _against_twin(options: argparse.Namespace, row: str, maker: str, flops: int, **given: int) -> Figures:
-  """Our program and, if asked for, the twin, each in a process of its own, by turns with the GEMM.
+def _against_twin(options: Options, take_turns: TakeTurns, row: str, maker: str, flops: int, **given: int) -> Figures:
+  """Our program and, if asked for, the twin, each in a process of its own, by turns.
 
   Args:
-    options: of the command.
+    options, take_turns: of the command.
     row: its title.
     maker: 'module:function' of scripts/timing; torch_twin has a function of the same name.
     flops: of a run.
@@ -71,7 +73,7 @@ def _against_twin(options: argparse.Namespace, row: str, maker: str, flops: int,
     cache = {'JAX_COMPILATION_CACHE_DIR': folder, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '1'} if folder else {}
     ours = OwnProcess(f'scripts.timing.{maker}', cache, model=options.model, **given)
     stack.callback(ours.close)
-    turns = options.take_turns({OURS: ours, **programs, GEMM: quiet_pairs.gemm()})
+    turns = take_turns({OURS: ours, **programs})
   notes.append('peak: most memory at once since the end of the first run, of a process that does nothing else')
   peaks = {'peak MB': ours.peak / MB} | {f'{name} peak MB': twin.peak / MB for name, twin in programs.items()}
   return Figures([timed_row(row, turns, flops=flops, beside=peaks)], turns, notes)
@@ -96,7 +98,7 @@ def released_shapes(model: dict) -> dict[str, tuple[int, ...]]:
   return {key: tuple(shape[i] for i in (3, 2, 0, 1)) if len(shape) == 4 else shape for key, shape in shapes.items()}
 
 
-def decode(options: argparse.Namespace) -> Figures:
+def decode(options: Options, take_turns: TakeTurns) -> Figures:
   """Peaks, pairs, center filter and soft-NMS, of an image and its mirror image, from maps on the device to boxes."""
   settings, given = SETTINGS[options.settings][options.detector], (options.top_k, options.classes, options.sizes)
   base, programs, boxes = [values[0] for values in given], {}, {}
@@ -106,19 +108,18 @@ def decode(options: argparse.Namespace) -> Figures:
     settings = dataclasses.replace(settings, top_k=top_k)
     run = detection_parts.decoding(settings, height, width, classes, centers=options.detector == 'centernet')
     programs[title], boxes[title] = run, len(run().scores)
-  turns = options.take_turns({**programs, GEMM: quiet_pairs.gemm()})
+  turns = take_turns(programs)
   first = next(iter(programs))
-  return Figures(
-    [timed_row(title, turns, title, first=first, beside={'boxes': boxes[title]}) for title in programs], turns
-  )
+  rows = [timed_row(title, turns, title, first=first, beside={'boxes': boxes[title]}) for title in programs]
+  return Figures(rows, turns)
 
 
-def image(options: argparse.Namespace) -> Figures:
+def image(options: Options, take_turns: TakeTurns) -> Figures:
   """An image and its mirror image, from pixels in host memory to boxes, and its parts from inputs that are ready."""
   settings = SETTINGS[options.settings][options.detector]
   picture, weights = detection_parts.noise(*options.size), detection_parts.random_weights(options.model)
   compiled = detection_parts.compile_parts(*weights, settings, picture, objects=True)
-  turns = options.take_turns({**compiled.parts, GEMM: quiet_pairs.gemm()})
+  turns = take_turns(compiled.parts)
   (canvas,) = batches.canvases_of(*options.size, settings)
   flops = detection_parts.network_flops(options.model, *canvas)
   counted = dict.fromkeys(['network', 'whole image'], flops)
@@ -127,7 +128,7 @@ def image(options: argparse.Namespace) -> Figures:
   return Figures(rows, turns, [f'{compiled.pairs} pairs with a score, {compiled.boxes} boxes; {canvas}'])
 
 
-def feed(options: argparse.Namespace) -> Figures:
+def feed(options: Options, take_turns: TakeTurns) -> Figures:
   """The host's part of training: read, decode, crop, resize, flip, pad, batch."""
   source = pipeline.open_source('coco_json', images=options.images, annotations=options.annotations)
   ahead, count, made = max(2, options.num_threads), -(-IMAGES_PER_RUN // options.batch), None
@@ -147,13 +148,13 @@ def feed(options: argparse.Namespace) -> Figures:
       batch = next(made)
     return sum(array.nbytes for array in batch.values())
 
-  turns = options.take_turns({OURS: run, GEMM: quiet_pairs.gemm()}, opened={OURS: opened})
+  turns = take_turns({OURS: run}, opened={OURS: opened})
   sent = next(iter(turns.rounds.values()))[OURS].result / options.batch
   row = timed_row('per image', turns, images=options.batch * count, beside={'KB per image': sent / KB})
   return Figures([row], turns, [f'{len(source)} images; KB per image: sent to the device, with its boxes'])
 
 
-def startup(options: argparse.Namespace) -> Figures:
+def startup(options: Options, take_turns: TakeTurns) -> Figures:
   """Fresh processes: weights on disk, programs in the compilation cache, to the boxes of a first image."""
   starts = []
   with tempfile.TemporaryDirectory() as scratch:
@@ -163,21 +164,15 @@ def startup(options: argparse.Namespace) -> Figures:
     cache = {'JAX_COMPILATION_CACHE_DIR': f'{scratch}/cache', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
 
     def start() -> dict[str, float]:
-      command = [
-        sys.executable,
-        '-m',
-        'scripts.timing.first_detection',
-        checkpoint,
-        str(options.size),
-        str(time.time()),
-      ]
+      given = [checkpoint, str(options.size), str(time.time())]
+      command = [sys.executable, '-m', 'scripts.timing.first_detection', *given]
       done = subprocess.run(command, cwd=ROOT, env=os.environ | cache, stdout=subprocess.PIPE, text=True, check=False)
       if done.returncode:
         raise ValueError(f'no first detection from {checkpoint}; what the process said is above')
       starts.append(json.loads(done.stdout.splitlines()[-1]))
       return starts[-1]
 
-    turns = options.take_turns({OURS: start, GEMM: quiet_pairs.gemm()})
+    turns = take_turns({OURS: start})
   rows = [timed_row('whole process', turns)]
   for part in starts[0]:
     runs = {f'round {i}': {'ms': 1e3 * one[OURS].result[part]} for i, one in turns.rounds.items()}
@@ -197,7 +192,7 @@ def _write_run(folder: str, model: dict) -> str:
   return folder
 
 
-def memory(options: argparse.Namespace) -> Figures:
+def memory(options: Options, _: TakeTurns) -> Figures:
   """Memory over many predictions of images of mixed sizes, and how many programs these sizes take."""
   if options.images < 2:
     raise ValueError(f'growth takes at least 2 images, got {options.images}')
@@ -260,7 +255,7 @@ OPTIONS = [
 ]
 
 
-def parse(description: str, argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+def parse(description: str, argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, Options]:
   parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
   chosen = parser.add_subparsers(dest='command', required=True, metavar='COMMAND', help=', '.join(COMMANDS))
   parsers = {
@@ -288,11 +283,14 @@ def main(description: str, argv: Sequence[str] | None = None) -> int:
   own = [name for name, commands, _ in OPTIONS if options.command in commands.split() and commands != ALL]
   settings = {name: getattr(options, name) for name in own if getattr(options, name) is not None}
   how = dict(pairs=options.pairs, max_load=options.max_load, min_seconds=options.min_seconds)
-  options.take_turns = functools.partial(quiet_pairs.take_turns, **how)
+
+  def take_turns(programs: dict, **more) -> quiet_pairs.Turns:
+    return quiet_pairs.take_turns({**programs, GEMM: quiet_pairs.gemm()}, **how, **more)
+
   try:
     before = json.loads(options.compare.read_text()) if options.compare else None
     measure = COMMANDS[options.command]
-    table = table_of(options.command, measure.__doc__, measure(options), settings)
+    table = table_of(options.command, measure.__doc__, measure(options, take_turns), settings)
     print(as_text(table))
     if options.json:
       options.json.write_text(as_json(table) + '\n')

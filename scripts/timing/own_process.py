@@ -7,6 +7,7 @@ import concurrent.futures
 import importlib
 import multiprocessing
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -53,7 +54,4 @@ def _run(*, is_first: bool) -> int:
 
 def memory(field: str) -> int:
   """Bytes of this process: 'VmRSS' in memory now, 'VmHWM' the most so far."""
-  for line in Path('/proc/self/status').read_text().splitlines():
-    if line.startswith(field + ':'):
-      return 1024 * int(line.split()[1])
-  raise KeyError(f'/proc/self/status has no {field}')
+  return 1024 * int(re.search(rf'^{field}:\s+(\d+) kB$', Path('/proc/self/status').read_text(), re.MULTILINE)[1])

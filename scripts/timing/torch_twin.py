@@ -227,11 +227,12 @@ def train_step(shapes: Mapping[str, list[int]], batch: int, side: int, channels_
 
 def random_targets(twin: Twin, batch: int, cells: int, objects: int = 8) -> Targets:
   """Targets with so many objects per image; their heatmaps fall off from them, as Gaussians do."""
-  targets, num_classes = {'valid': (torch.arange(SLOTS) < objects).expand(batch, -1)}, twin.weights['tl_heats.0.1.bias']
+  targets = {'valid': (torch.arange(SLOTS) < objects).expand(batch, -1)}
+  num_classes = len(twin.weights['tl_heats.0.1.bias'])
   for kind in twin.kinds:
     cell = torch.randint(cells * cells, (batch, SLOTS))
-    heat = 0.9 * torch.rand(batch, len(num_classes), cells * cells)
-    heat[torch.arange(batch)[:, None], torch.arange(objects) % len(num_classes), cell[:, :objects]] = 1
+    heat = 0.9 * torch.rand(batch, num_classes, cells * cells)
+    heat[torch.arange(batch)[:, None], torch.arange(objects) % num_classes, cell[:, :objects]] = 1
     targets[f'{kind}_heat'] = heat.reshape(batch, -1, cells, cells)
     targets[f'{kind}_cell'], targets[f'{kind}_offset'] = cell, torch.rand(batch, SLOTS, 2)
   return targets

@@ -326,9 +326,9 @@ def test_what_cannot_be_measured(arguments, message, tiny, capsys, monkeypatch):
 def test_a_verdict_and_a_warning_are_exit_codes(tmp_path, capsys, monkeypatch):
   notes = []
 
-  def measure(options):
+  def measure(options, take_turns):
     """Nothing."""
-    assert options.take_turns.keywords == dict(pairs=1, max_load=99, min_seconds=0)
+    assert (options.pairs, options.max_load, options.min_seconds) == (1, 99, 0)
     row = side_by_side.Row('x', {'run': {'MB at the end': 200.0}}, {})
     return benchmark_table.Figures([row], notes=notes)
 
