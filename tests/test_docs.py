@@ -271,7 +271,7 @@ def folder(tmp_path_factory):
     'data.eval.data_dir': str(folder / 'SCENES')
   }
   (folder / 'small.py').write_text(
-    'from configs import shapes\n\ndef get_config():\n  config = shapes.get_config()\n'
+    'from triplet_det.configs import shapes\n\ndef get_config():\n  config = shapes.get_config()\n'
     f'  config.update_from_flattened_dict({settings})\n  return config\n'
   )
   return folder

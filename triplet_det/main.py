@@ -99,11 +99,7 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, fl
     trial.source,
     trial.record.categories,
     trial.folder,
-    split=config.data.eval.split,
-    run_name=train.name_of(workdir),
-    decimals=config.result_decimals,
-    draw_threshold=config.draw_threshold,
-    about=dict(step=trial.record.step),
+    **train.evaluation_settings(config, workdir, trial.record.step),
   )
 
 
@@ -142,17 +138,8 @@ def show_training_data(config: ConfigDict, workdir: epath.Path) -> epath.Path:
   source = pipeline.open_source(**config.data.train)
   batches = train.training_batches(config, source)
   try:
-    return show_data.write(
-      source,
-      batches,
-      workdir,
-      seed=config.seed,
-      colour_jitter=config.colour_jitter,
-      lighting=config.lighting,
-      centers=config.model.center_branch,
-      min_overlap=config.min_overlap,
-      published_radius=config.published_radius,
-    )
+    centers = config.model.center_branch
+    return show_data.write(source, batches, workdir, centers=centers, **train.image_settings(config))
   finally:
     batches.close()
 

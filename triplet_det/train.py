@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from triplet_det import evaluate, report
-from triplet_det.data import doctor, doctor_report, image_files, pipeline
+from triplet_det.data import doctor, doctor_report, pipeline
 from triplet_det.detection import trained_network
 from triplet_det.detection.settings import settings_for
 from triplet_det.devices import compiler, sharding
@@ -66,30 +67,32 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
 
   # State: the newest checkpoint, or fresh parameters.
   checkpoints = Checkpoints(workdir)
+  record = RunRecord(step=0, categories=categories, model=built.model, test=dataclasses.asdict(settings))
   restored = checkpoints.restore_newest(built.state, model=built.model)
-  if not restored:
+  if restored:
+    state, before = restored
+    first_step, unlogged = before.step, list(before.unlogged)
+    if before.categories != categories:
+      differing = evaluate.differences(before.categories, categories)
+      raise ValueError(
+        f'the training data do not fit {workdir}: {differing}. Give another --workdir; --config.init_from={workdir} '
+        'starts it with these weights'
+      )
+    if first_step > config.total_steps:
+      raise ValueError(
+        f'{workdir} is already at step {first_step}, total_steps is {config.total_steps}: give more, or another '
+        '--workdir'
+      )
+    if config.init_from:
+      logging.info('init_from is ignored: the run continues from its own step %d', first_step)
+  else:
     report_data(config, source, eval_source)
-  state, record = restored if restored else (built.fresh_state(), None)
-  if record and record.categories != categories:
-    differing = evaluate.differences(record.categories, categories)
-    raise ValueError(
-      f'the training data do not fit {workdir}: {differing}. Give another --workdir; --config.init_from={workdir} '
-      'starts it with these weights'
-    )
-  first_step = record.step if record else 0
-  if first_step > config.total_steps:
-    raise ValueError(
-      f'{workdir} is already at step {first_step}, total_steps is {config.total_steps}: give more, or another --workdir'
-    )
-  if config.init_from and restored:
-    logging.info('init_from is ignored: the run continues from its own step %d', first_step)
-  elif config.init_from:
-    state = finetune.initialise(state, config.init_from, categories=categories, model=built.model)
+    state, first_step, unlogged = built.fresh_state(), 0, []
+    if config.init_from:
+      state = finetune.initialise(state, config.init_from, categories=categories, model=built.model)
   if config.freeze:
     share = optimizer.frozen_share(state.params, config.freeze)
     logging.info('%.1f %% of the parameters are frozen: %s', 100 * share, config.freeze)
-  unlogged = list(record.unlogged) if record else []
-  record = RunRecord(step=first_step, categories=categories, model=built.model, test=dataclasses.asdict(settings))
 
   # Log: what runs where, and the network.
   is_first_host = jax.process_index() == 0
@@ -116,24 +119,13 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   def evaluate_now() -> dict[str, float]:
     tester.use(sharding.on_this_host(state.variables))
     folder = evaluate.evaluation_folder(workdir, step)
-    found = evaluate.evaluate(
-      tester,
-      eval_source,
-      categories,
-      folder,
-      split=config.data.eval.split,
-      run_name=name_of(workdir),
-      decimals=config.result_decimals,
-      draw_threshold=config.draw_threshold,
-      about=dict(step=step),
-    )
+    found = evaluate.evaluate(tester, eval_source, categories, folder, **evaluation_settings(config, workdir, step))
     if found:
       logging.info('step %d: AP %.3f, AP50 %.3f', step, found['AP'], found['AP50'])
       if sharding.first_host_says(found['AP'] > checkpoints.best_metric('AP')):
         checkpoints.save_best(state.variables, dataclasses.replace(record, step=step, metrics=found))
     if is_first_host:
-      pictures = {path.stem: image_files.decode_image(path.read_bytes(), path.name) for path in folder.glob('*.png')}
-      writer.write_images(step, {f'eval/{name}': pictures[name] for name in sorted(pictures)})
+      writer.write_pictures(step, {f'eval/{path.stem}': path.read_bytes() for path in sorted(folder.glob('*.png'))})
     # Last: an evaluation that is in the log is complete.
     writer.write_scalars(step, {f'eval/{name}': value for name, value in found.items()})
     writer.flush()
@@ -255,15 +247,7 @@ def build_step(config: ConfigDict, mesh: jax.sharding.Mesh, num_classes: int) ->
   shapes = jax.eval_shape(fresh_state)
   placed = sharding.of_state(mesh, shapes)
   step_fn = make_train_step(
-    module,
-    adam,
-    seed=config.seed,
-    colour_jitter=config.colour_jitter,
-    lighting=config.lighting,
-    min_overlap=config.min_overlap,
-    published_radius=config.published_radius,
-    accumulate=config.accumulate,
-    average_decay=config.average_decay,
+    module, adam, accumulate=config.accumulate, average_decay=config.average_decay, **image_settings(config)
   )
 
   def rows(dtype, *shape):
@@ -292,10 +276,18 @@ def build_step(config: ConfigDict, mesh: jax.sharding.Mesh, num_classes: int) ->
   )
 
 
+def image_settings(config: ConfigDict) -> dict[str, Any]:
+  """What becomes of images and boxes on the device, as `make_train_step` and `show_data.write` take it."""
+  return {key: config[key] for key in ('seed', 'colour_jitter', 'lighting', 'min_overlap', 'published_radius')}
+
+
 def training_batches(
   config: ConfigDict, source: pipeline.Source, *, start_step: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
   """This host's rows of the batches that are trained on; `pipeline.train_batches` says what they hold."""
+  augment = config.augment.to_dict()
+  augment['scales'] = [scale / config.image_scale for scale in augment['scales']]
+  augment['border'] = round(augment['border'] / config.image_scale)
   return pipeline.train_batches(
     source,
     batch_size=config.batch_size,
@@ -306,11 +298,18 @@ def training_batches(
     num_threads=config.data.num_threads,
     host_index=jax.process_index(),
     host_count=jax.process_count(),
-    scales=[scale / config.image_scale for scale in config.augment.scales],
-    border=round(config.augment.border / config.image_scale),
-    flip=config.augment.flip,
-    max_objects=config.augment.max_objects,
-    train_on_crowd=config.augment.train_on_crowd,
+    **augment,
+  )
+
+
+def evaluation_settings(config: ConfigDict, workdir: epath.PathLike, step: int) -> dict[str, Any]:
+  """What `evaluate.evaluate` takes from a config; the algorithm's name is that of the run folder."""
+  return dict(
+    split=config.data.eval.split,
+    run_name=epath.Path(workdir).resolve().name,
+    decimals=config.result_decimals,
+    draw_threshold=config.draw_threshold,
+    about=dict(step=step),
   )
 
 
@@ -346,12 +345,6 @@ def report_data(config: ConfigDict, source: pipeline.Source, eval_source: pipeli
     logging.info('%s', line)
   if diagnosis.fatal:
     raise ValueError('; '.join(diagnosis.fatal))
-
-
-def name_of(workdir: epath.PathLike) -> str:
-  """What a run is called: the name of its folder."""
-  path = epath.Path(workdir)
-  return (path if '://' in str(path) else path.resolve()).name
 
 
 def logged_evaluation(workdir: epath.Path, step: int) -> dict[str, float]:

@@ -61,7 +61,9 @@ def measure(arguments: argparse.Namespace, given: Mapping[str, epath.Path]) -> T
       weights = detection_parts.random_weights(detection_parts.model_of(name, arguments.hg))
     compiled[name] = detection_parts.compile_parts(*weights, test, picture, objects=name not in given)
   programs = {f'{name}, {part}': compiled[name].parts[part] for part in PARTS for name in NETWORKS}
-  turns = quiet_pairs.take_turns(programs, pairs=arguments.rounds, max_load=math.inf, min_seconds=0)
+  how = dict(pairs=arguments.rounds, max_load=math.inf, min_seconds=0)
+  measured = quiet_pairs.sample(lambda: quiet_pairs.take_turns(programs, **how))
+  turns = measured.result
   about = dict(hg=arguments.hg, width=picture.shape[1], height=picture.shape[0], quirks=arguments.settings)
   recipes = {
     title: dict(flat(evaluate.fingerprint(settings[name], **about, cores=os.cpu_count())))
@@ -76,9 +78,10 @@ def measure(arguments: argparse.Namespace, given: Mapping[str, epath.Path]) -> T
   notes.append(
     f'GFLOP of CenterNet / CornerNet: {ratio:.3f} (network on image and mirror image; multiply-adds count 2)'
   )
+  notes.append(f'meanwhile other processes kept {measured.others:.2f} of {os.cpu_count()} cores busy')
   title = 'Sec. 4.4: milliseconds per image, in the paper on a Tesla P100'
   rows = [_row(name, turns) for name in NETWORKS]
-  return Table('speed', title, PARTS, rows, [quotient(turns)], recipe, [*notes, turns.note()])
+  return Table('speed', title, PARTS, rows, [quotient(turns)], recipe, notes)
 
 
 def _weights(name: str, folder: epath.Path) -> tuple[detector.Detector, dict]:

@@ -74,8 +74,7 @@ class Turns:
     told = f'{len(self.rounds)} rounds in which others kept at most {most:.2f} cores busy'
     if self.left_out:
       told += f'; {len(self.left_out)} with up to {max(self.left_out.values()):.2f} were left out'
-    if math.isfinite(self.max_load):
-      told += f' ({self.max_load:.2f} are allowed)'
+    told += f' ({self.max_load:.2f} are allowed)'
     return told if len(self.rounds) >= self.wanted else f'WARNING: {self.wanted} rounds were wanted, {told}'
 
 

@@ -101,8 +101,7 @@ FULL_SIZE = """
 import resource, sys, time
 import numpy as np
 from tests.released_keys import released_shapes
-from triplet_det import torch_import
-from triplet_det.models import detector
+from triplet_det.models import detector, torch_import
 
 config = detector.VARIANTS['hourglass-104']
 rng = np.random.default_rng(0)

@@ -256,7 +256,7 @@ EIGHT_DEVICES = """
 import sys
 import jax
 from tests.run.test_checkpoints import record_at, state_at
-from triplet_det import sharding
+from triplet_det.devices import sharding
 from triplet_det.run.checkpoints import Checkpoints
 mesh = sharding.make_mesh()
 assert mesh.devices.size == 8

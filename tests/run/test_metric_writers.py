@@ -89,20 +89,21 @@ def test_nan_and_infinity_are_json(tmp_path):
   assert math.isnan(row['a']) and row['b'] == math.inf and row['c'] == -math.inf
 
 
-def test_images_and_texts(tmp_path):
-  pictures = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), dtype=np.uint8)
+def test_pictures_and_texts(tmp_path):
+  rng = np.random.default_rng(0)
+  pictures = {'one': rng.integers(0, 256, (5, 7, 3), np.uint8), 'wide': rng.integers(0, 256, (4, 300, 3), np.uint8)}
   writer = MetricWriter(tmp_path)
-  writer.write_images(3, {'one': pictures[0], 'many': pictures})
+  writer.write_pictures(3, {name: cv2.imencode('.png', one[..., ::-1])[1].tobytes() for name, one in pictures.items()})
   writer.write_texts(4, {'config': '# steps 10'})
   writer.close()
   (file,) = event_files(tmp_path)
   _, *events, text = events_of(file)
   values = {v.tag: v.image for event in events for v in event.summary.value}
-  assert list(values) == ['one', 'many/0', 'many/1'] and {e.step for e in events} == {3}
-  for tag, picture in (('one', pictures[0]), ('many/0', pictures[0]), ('many/1', pictures[1])):
+  assert list(values) == ['one', 'wide'] and {e.step for e in events} == {3}
+  for tag, picture in pictures.items():
     decoded = cv2.imdecode(np.frombuffer(values[tag].encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
     np.testing.assert_array_equal(decoded[..., ::-1], picture)
-    assert (values[tag].height, values[tag].width, values[tag].colorspace) == (5, 7, 3)
+    assert (values[tag].height, values[tag].width, values[tag].colorspace) == picture.shape
   (value,) = text.summary.value
   assert (text.step, value.tensor.string_val[0]) == (4, b'# steps 10')
   assert value.metadata.plugin_data.plugin_name == 'text' and value.tag.startswith('config')
@@ -197,7 +198,7 @@ def test_no_directory_writes_nothing(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   writer = MetricWriter(None, resume_step=3)
   writer.write_scalars(1, {'loss': 1.0})
-  writer.write_images(1, {'a': np.zeros((2, 2, 3), np.uint8)})
+  writer.write_pictures(1, {'a': b'\x89PNG'})
   writer.write_texts(1, {'a': 'b'})
   writer.flush()
   writer.close()
@@ -229,8 +230,8 @@ def test_errors(tmp_path):
     writer.write_scalars(1, {'loss': '3'})
   with pytest.raises(ValueError, match='may not be called "step"'):
     writer.write_scalars(1, {'step': 3})
-  with pytest.raises(ValueError, match=r"'a' must be uint8 .* got float64 \(2, 2, 3\)"):
-    writer.write_images(1, {'a': np.zeros((2, 2, 3))})
+  with pytest.raises(ValueError, match=r"'a' must be a PNG file, it begins with b'GIF89a'"):
+    writer.write_pictures(1, {'a': b'GIF89a'})
   writer.close()
   writer.close()
   assert (tmp_path / 'metrics.jsonl').read_text() == ''

@@ -192,9 +192,10 @@ CASES = {
 EIGHT_DEVICES = """
 import json, sys
 import jax, numpy as np
-from triplet_det import optimizer, sharding
+from triplet_det.devices import sharding
 from triplet_det.models import detector
 from triplet_det.structs import Batch
+from triplet_det.training import optimizer
 from triplet_det.training.train_step import init_state, make_train_step
 
 cache, out, cases = sys.argv[1:]

@@ -1,7 +1,6 @@
 """CenterNet and CornerNet as one network whose switches are the columns of Table 4 (Fig. 2)."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,11 +12,13 @@ from triplet_det.models.heads import Branch
 from triplet_det.models.hourglass import Hourglass, Stem
 from triplet_det.models.layers import ConvBlock, Numerics, Residual
 from triplet_det.models.pooling import CascadeCornerPooling, CenterPooling, CornerPooling
+from triplet_det.run import config_limits
 from triplet_det.structs import KeypointMaps
 
 # What the backward pass computes again instead of reading it from memory: all of every residual block but its input is
 # least memory and a third more arithmetic. XLA computes norms and ReLUs again by itself (docs/scaling.md).
 REMAT = ('none', 'blocks')
+CORNERS = {'top_left': 'tl', 'bottom_right': 'br'}  # and how `KeypointMaps` call them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,27 +112,14 @@ class Detector(nn.Module):
   def _branches(self, feature: jax.Array, stack: int, numerics: Numerics, train: bool) -> KeypointMaps:
     c = self.config
     corner_pooling = CascadeCornerPooling if c.cascade_corner_pooling else CornerPooling
-
-    def outputs(kind, pooling, embedding):
-      name = f'{kind}_{stack}'
-      return Branch(pooling, c.num_classes, c.dims[0], embedding, numerics, name=name)(feature, train)
-
-    tl = outputs('top_left', corner_pooling('top_left', c.pool_width, numerics, parent=None), embedding=True)
-    br = outputs('bottom_right', corner_pooling('bottom_right', c.pool_width, numerics, parent=None), embedding=True)
-    center = {'heat': None, 'offset': None}
+    poolings = {corner: corner_pooling(corner, c.pool_width, numerics, parent=None) for corner in CORNERS}
     if c.center_branch:
-      center_pooling = CenterPooling(c.pool_width, c.center_pooling, numerics, parent=None)
-      center = outputs('center', center_pooling, embedding=False)
-    return KeypointMaps(
-      tl_heat=tl['heat'],
-      br_heat=br['heat'],
-      tl_embed=tl['embed'],
-      br_embed=br['embed'],
-      tl_offset=tl['offset'],
-      br_offset=br['offset'],
-      center_heat=center['heat'],
-      center_offset=center['offset'],
-    )
+      poolings['center'] = CenterPooling(c.pool_width, c.center_pooling, numerics, parent=None)
+    maps = {}
+    for kind, pooling in poolings.items():
+      branch = Branch(pooling, c.num_classes, c.dims[0], kind in CORNERS, numerics, name=f'{kind}_{stack}')
+      maps |= {f'{CORNERS.get(kind, kind)}_{output}': value for output, value in branch(feature, train).items()}
+    return KeypointMaps(**maps)
 
 
 def build(model_config: Mapping[str, Any]) -> Detector:
@@ -141,11 +129,7 @@ def build(model_config: Mapping[str, Any]) -> Detector:
     ValueError: an unknown or missing key (the nearest known one is named), or values that do not fit together.
   """
   fields = {f.name: f for f in dataclasses.fields(DetectorConfig)}
-  for key in model_config:
-    if key not in fields:
-      near = difflib.get_close_matches(key, fields, n=1)
-      hint = f'; did you mean {near[0]!r}?' if near else '.'
-      raise ValueError(f'unknown model key {key!r}{hint} Known keys: {", ".join(fields)}')
+  config_limits.check_names('model key', model_config, fields)
   missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in model_config]
   if missing:
     raise ValueError(f'the model config lacks {", ".join(missing)}')

@@ -51,18 +51,16 @@ class Hourglass(nn.Module):
     def residual(features, name, x, stride=1):
       return self.residual(features, self.numerics, stride=stride, name=name)(x, train)
 
-    up = x
+    up = low = x
     for i in range(count):
       up = residual(here, f'up_{i}', up)
-    low = residual(below, 'down_0', x, stride=2)
-    for i in range(1, count):
-      low = residual(below, f'down_{i}', low)
+    for i in range(count):
+      low = residual(below, f'down_{i}', low, stride=1 if i else 2)
     if len(self.dims) > 2:
       low = Hourglass(self.dims[1:], self.blocks[1:], self.numerics, self.residual, name='inner')(low, train)
     else:
       for i in range(self.blocks[1]):
         low = residual(below, f'bottom_{i}', low)
-    for i in range(count - 1):
-      low = residual(below, f'back_{i}', low)
-    low = residual(here, f'back_{count - 1}', low)
+    for i in range(count):
+      low = residual(here if i == count - 1 else below, f'back_{i}', low)
     return up + upsample(low)  # no activation after the sum

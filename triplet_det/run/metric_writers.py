@@ -9,11 +9,11 @@ import json
 import os
 import pathlib
 import socket
+import struct
 import tempfile
 import time
 from collections.abc import Mapping
 
-import cv2
 import numpy as np
 from absl import logging
 from etils import epath
@@ -54,7 +54,12 @@ class MetricWriter:
       (self._local / METRICS_FILE).write_bytes((self._destination / METRICS_FILE).read_bytes())
     _repair(self._local / METRICS_FILE, resume_step)
     self._lines = open(self._local / METRICS_FILE, 'a', encoding='utf-8')  # noqa: SIM115 (closed by `close`)
-    self._events = self._open_events(resume_step)
+    # tensorboardX names its files by the second and truncates: a restart within a second would erase the first.
+    self._events = RecordWriter(str(self._local / f'events.out.tfevents.{time.time_ns()}.{socket.gethostname()}'))
+    self._write_event(file_version='brain.Event:2')
+    if resume_step is not None:  # TensorBoard hides earlier events of later steps
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._write_event(step=resume_step + 1, session_log=start)
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     """Writes named numbers (Python, NumPy or JAX scalars) of one step. ValueError for what is not a single number."""
@@ -66,25 +71,25 @@ class MetricWriter:
     # One write per line and a flush: a killed process leaves at most one incomplete line, the last.
     self._lines.write(json.dumps({'step': int(step)} | {n: json_safe(v) for n, v in values.items()}) + '\n')
     self._lines.flush()
-    self._add(step, [summary_pb2.Summary.Value(tag=name, simple_value=v) for name, v in values.items()])
+    self._write_values(step, [summary_pb2.Summary.Value(tag=name, simple_value=v) for name, v in values.items()])
 
-  def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-    """Writes named RGB pictures, uint8 [H, W, 3] or [N, H, W, 3]; the N are named name/0, name/1, ..."""
+  def write_pictures(self, step: int, pictures: Mapping[str, bytes]) -> None:
+    """Writes named pictures, each the bytes of an RGB PNG file. ValueError for what is none."""
     if self._events is None:
       return
-    for name, image in images.items():
-      image = np.asarray(image)
-      if image.dtype != np.uint8 or image.ndim not in (3, 4) or image.shape[-1] != 3:
-        raise ValueError(f'image {name!r} must be uint8 [H, W, 3] or [N, H, W, 3], got {image.dtype} {image.shape}')
-      named = {name: image} if image.ndim == 3 else {f'{name}/{i}': one for i, one in enumerate(image)}
-      self._add(step, [summary_pb2.Summary.Value(tag=tag, image=_png(one)) for tag, one in named.items()])
+    for name, png in pictures.items():
+      if not png.startswith(b'\x89PNG'):
+        raise ValueError(f'picture {name!r} must be a PNG file, it begins with {png[:8]!r}')
+      width, height = struct.unpack('>II', png[16:24])
+      image = summary_pb2.Summary.Image(height=height, width=width, colorspace=_RGB, encoded_image_string=png)
+      self._write_values(step, [summary_pb2.Summary.Value(tag=name, image=image)])
 
   def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
     """Writes named texts, which TensorBoard shows as Markdown."""
     if self._events is None:
       return
     for name, text in texts.items():
-      self._add(step, tensorboard_summary.text(name, text).value)
+      self._write_values(step, tensorboard_summary.text(name, text).value)
 
   def flush(self) -> None:
     """Brings everything written so far to disk, or to the URL."""
@@ -107,22 +112,12 @@ class MetricWriter:
     if self._scratch:
       self._scratch.cleanup()
 
-  def _open_events(self, resume_step: int | None) -> RecordWriter:
-    # tensorboardX names its files by the second and truncates: a restart within a second would erase the first.
-    name = f'events.out.tfevents.{time.time_ns()}.{socket.gethostname()}'
-    events = RecordWriter(str(self._local / name))
-    events.write(event_pb2.Event(wall_time=time.time(), file_version='brain.Event:2').SerializeToString())
-    if resume_step is not None:
-      # TensorBoard hides earlier events of this step and later.
-      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-      event = event_pb2.Event(wall_time=time.time(), step=resume_step + 1, session_log=start)
-      events.write(event.SerializeToString())
-    return events
+  def _write_values(self, step: int, values: list) -> None:
+    self._write_event(step=int(step), summary=summary_pb2.Summary(value=values))
 
-  def _add(self, step: int, values: list) -> None:
+  def _write_event(self, **fields) -> None:
     # Written at once: tensorboardX's SummaryWriter queues events, and its `flush` does not wait for the queue.
-    event = event_pb2.Event(wall_time=time.time(), step=int(step), summary=summary_pb2.Summary(value=values))
-    self._events.write(event.SerializeToString())
+    self._events.write(event_pb2.Event(wall_time=time.time(), **fields).SerializeToString())
 
 
 def read_metrics(path: epath.PathLike) -> list[dict]:
@@ -176,9 +171,3 @@ def _number(name: str, value) -> float:
   if array.size != 1 or array.dtype.kind in 'OSUMmc':  # objects, texts, times, complex; bfloat16 is of kind V
     raise ValueError(f'metric {name!r} must be a single real number, got {array.dtype} of shape {array.shape}')
   return array.astype(np.float64).item()
-
-
-def _png(image: np.ndarray) -> summary_pb2.Summary.Image:
-  encoded = cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
-  height, width = image.shape[:2]
-  return summary_pb2.Summary.Image(height=height, width=width, colorspace=_RGB, encoded_image_string=encoded)

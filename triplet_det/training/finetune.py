@@ -17,7 +17,6 @@ from triplet_det.devices import sharding
 from triplet_det.run import checkpoints
 from triplet_det.training.train_step import TrainState
 
-Path = tuple[str, ...]
 LEAST_SHARE = 0.5  # of the parameters, below which a start is hardly better than a fresh one
 _SHOWN = 5  # class names and arrays in one line
 
@@ -81,13 +80,8 @@ def initialise(
       lambda x, at: jax.make_array_from_callback(x.shape, at.sharding, lambda i: np.array(x[i])), new, old
     )
 
-  average = state.average and {name: placed(merged[name], state.average[name]) for name in merged}
-  return dataclasses.replace(
-    state,
-    params=placed(merged['params'], state.params),
-    batch_stats=placed(merged['batch_stats'], state.batch_stats),
-    average=average,
-  )
+  variables = placed(merged, {'params': state.params, 'batch_stats': state.batch_stats})
+  return dataclasses.replace(state, **variables, average=state.average and placed(merged, state.average))
 
 
 def merge(
@@ -104,31 +98,31 @@ def merge(
   shared = [name for name in classes_here.names if name in classes_there.names]
   rows_here = [classes_here.names.index(name) for name in shared]
   rows_there = [classes_there.names.index(name) for name in shared]
-  counts = {'restored': Counter(), 'fresh': Counter(), 'ignored': Counter()}
-  misfits, merged = [], {}
-  for collection in ours:
-    here, there = (traverse_util.flatten_dict(variables[collection]) for variables in (ours, theirs))
-    taken = {path: here[path].copy() for path in here}
-    restored = dict.fromkeys({**here, **there}, 0)
-    for path in here.keys() & there.keys():
-      if _has_class_rows(path) and here[path].shape[:-1] == there[path].shape[:-1]:
-        taken[path][..., rows_here] = there[path][..., rows_there]
-        restored[path] = taken[path][..., rows_here].size
-      elif not _has_class_rows(path) and here[path].shape == there[path].shape:
-        taken[path] = np.asarray(there[path], here[path].dtype)
-        restored[path] = taken[path].size
+  here, there = (traverse_util.flatten_dict(dict(variables)) for variables in (ours, theirs))
+  merged = {path: array.copy() for path, array in here.items()}
+  restored, fresh, ignored, misfits = Counter(), Counter(), Counter(), []
+  for path in {**here, **there}:
+    collection, module = path[:2]
+    own, other = here.get(path, np.zeros(0)), there.get(path, np.zeros(0))
+    taken = 0
+    if path in here and path in there:
+      has_class_rows = path[-3:-1] == ('heat', 'out')  # kernel [1, 1, hidden, C] and bias [C]
+      if has_class_rows and own.shape[:-1] == other.shape[:-1]:
+        merged[path][..., rows_here] = other[..., rows_there]
+        taken = other[..., rows_there].size
+      elif not has_class_rows and own.shape == other.shape:
+        merged[path] = np.asarray(other, own.dtype)
+        taken = own.size
       elif collection == 'params':
-        misfits.append(f'{"/".join(path)} {there[path].shape} there, {here[path].shape} here')
-    merged[collection] = traverse_util.unflatten_dict(taken)
+        misfits.append(f'{"/".join(path[1:])} {other.shape} there, {own.shape} here')
     if collection == 'params':  # running statistics go with them and are not counted
-      for path, count in restored.items():
-        sizes = {'restored': count}
-        sizes['fresh'] = here[path].size - count if path in here else 0
-        sizes['ignored'] = there[path].size - count if path in there else 0
-        for kind, size in sizes.items():
-          counts[kind][path[0]] += size
-  return merged, Transfer(
-    **counts,
+      restored[module] += taken
+      fresh[module] += own.size - taken
+      ignored[module] += other.size - taken
+  return traverse_util.unflatten_dict(merged), Transfer(
+    restored=restored,
+    fresh=fresh,
+    ignored=ignored,
     classes=tuple(shared),
     fresh_classes=tuple(name for name in classes_here.names if name not in shared),
     ignored_classes=tuple(name for name in classes_there.names if name not in shared),
@@ -158,8 +152,3 @@ def table(transfer: Transfer) -> str:
     more = f', and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
     lines.append(f'  {what}: {len(names)}' + (f' ({", ".join(names[:_SHOWN])}{more})' if names else ''))
   return '\n'.join(lines)
-
-
-def _has_class_rows(path: Path) -> bool:
-  """Kernel [1, 1, hidden, C] and bias [C] of a heatmap's last layer."""
-  return path[-3:-1] == ('heat', 'out')

@@ -111,27 +111,24 @@ def detection_loss(
   if batch % group:
     raise ValueError(f'a batch of {batch} images is not a multiple of the loss group of {group} images')
 
-  def stack_terms(m: KeypointMaps) -> dict[str, jax.Array]:
-    def offsets(field, cells, target):
-      return offset_loss(_at_cells(field, cells), target, targets.valid, group=group)
+  def focal(heat, target):
+    return focal_loss(heat, target, group=group)
 
+  def offset(field, cells, target):
+    return offset_loss(_at_cells(field, cells), target, targets.valid, group=group)
+
+  def stack_terms(m: KeypointMaps) -> dict[str, jax.Array]:
     tl_embed = _at_cells(m.tl_embed, targets.tl_cell)[..., 0]
     br_embed = _at_cells(m.br_embed, targets.br_cell)[..., 0]
     pull, push = pull_push_loss(tl_embed, br_embed, targets.valid)
-    terms = dict(
-      focal_corner=focal_loss(m.tl_heat, targets.tl_heat, group=group)
-      + focal_loss(m.br_heat, targets.br_heat, group=group),
-      pull=pull_weight * pull,
-      push=push_weight * push,
-      offset=offset_weight
-      * (
-        offsets(m.tl_offset, targets.tl_cell, targets.tl_offset)
-        + offsets(m.br_offset, targets.br_cell, targets.br_offset)
-      ),
-    )
+    focal_corner = focal(m.tl_heat, targets.tl_heat) + focal(m.br_heat, targets.br_heat)
+    terms = dict(focal_corner=focal_corner, pull=pull_weight * pull, push=push_weight * push)
+    top_left = offset(m.tl_offset, targets.tl_cell, targets.tl_offset)
+    bottom_right = offset(m.br_offset, targets.br_cell, targets.br_offset)
+    terms['offset'] = offset_weight * (top_left + bottom_right)
     if m.center_heat is not None:
-      terms['focal_center'] = focal_loss(m.center_heat, targets.center_heat, group=group)
-      terms['offset'] += offset_weight * offsets(m.center_offset, targets.center_cell, targets.center_offset)
+      terms['focal_center'] = focal(m.center_heat, targets.center_heat)
+      terms['offset'] += offset_weight * offset(m.center_offset, targets.center_cell, targets.center_offset)
     return terms
 
   per_stack = [stack_terms(m) for m in maps]

@@ -30,7 +30,8 @@ def write(
   colour_jitter: float,
   lighting: float,
   centers: bool = True,
-  **render_settings,
+  min_overlap: float = 0.3,
+  published_radius: bool = False,
 ) -> epath.Path:
   """Writes the pictures and a sheet of all of them, and returns the path of the sheet.
 
@@ -45,24 +46,21 @@ def write(
     folder: the run's.
     seed, colour_jitter, lighting: as in `train_step.make_train_step`, so that the colours are those of the training.
     centers: False for a network without centers.
-    **render_settings: of `targets.render`, `min_overlap` and `published_radius`.
+    min_overlap, published_radius: see `targets.render`.
 
   Raises:
     ValueError: an image cannot be decoded.
   """
   folder = epath.Path(folder)
   names = source.categories.names
-  pictures, captions = [], []
+  panels = []  # picture, caption
   for n, index in enumerate(_spread(source, ORIGINALS), start=1):
-    picture, caption = _draw_original(source, index)
-    drawing.save_png(folder / 'data' / f'original_{n}.png', picture)
-    pictures.append(picture)
-    captions.append(caption)
-  blanks = -len(pictures) % COLUMNS  # samples begin a row
-  pictures += [np.full_like(pictures[-1], 255)] * blanks
-  captions += [''] * blanks
+    panels.append(_draw_original(source, index))
+    drawing.save_png(folder / 'data' / f'original_{n}.png', panels[-1][0])
+  panels += [(np.full_like(panels[-1][0], 255), '')] * (-len(panels) % COLUMNS)  # samples begin a row
 
-  prepare = jax.jit(functools.partial(_prepare, num_classes=len(names), **render_settings))
+  radius = dict(min_overlap=min_overlap, published_radius=published_radius)
+  prepare = jax.jit(functools.partial(_prepare, num_classes=len(names), **radius))
   legend = 'targets: corners red, blue' + '; centers green' * centers
   taken = 0
   for step, arrays in enumerate(batches):
@@ -76,25 +74,21 @@ def write(
       boxes, classes = batch.boxes[row][valid], batch.classes[row][valid]
       drawn = _draw_boxes(images[row], boxes, classes, names)
       heat = _draw_targets(images[row], jax.tree.map(lambda x, row=row: x[row], goal), centers)
-      both = [f'step {step + 1}, image {row + 1}: {_counted(len(boxes))}', legend]
-      sheet = drawing.contact_sheet([drawn, heat], 2, both, cell_width=drawn.shape[1])
+      captions = [f'step {step + 1}, image {row + 1}: {_counted(len(boxes))}', legend]
+      sheet = drawing.contact_sheet([drawn, heat], 2, captions, cell_width=drawn.shape[1])
       drawing.save_png(folder / 'data' / f'sample_{taken}.png', sheet)
-      pictures += [drawn, heat]
-      captions += both
+      panels += zip([drawn, heat], captions)
     if taken == SAMPLES:
       break
+  pictures, captions = zip(*panels)
   drawing.save_png(folder / 'data.png', drawing.contact_sheet(pictures, COLUMNS, captions))
   return folder / 'data.png'
 
 
-def _prepare(batch: Batch, colours: colour_augmentation.ColourDraws, **render_settings) -> tuple[jax.Array, Targets]:
+def _prepare(batch: Batch, colours: colour_augmentation.ColourDraws, **settings) -> tuple[jax.Array, Targets]:
   """Images [B, S, S, 3] uint8 with the colours of the training, cut to what a picture can show, and the targets."""
-  side = batch.images.shape[1]
   images = colour_augmentation.distort(batch.images.astype(jnp.float32) / 255, colours)
-  goal = targets.render(
-    batch.boxes, batch.classes, batch.valid, input_size=side, output_size=(side + 1) // 4, **render_settings
-  )
-  return jnp.rint(jnp.clip(images, 0, 1) * 255).astype(jnp.uint8), goal
+  return jnp.rint(jnp.clip(images, 0, 1) * 255).astype(jnp.uint8), targets.of_batch(batch, **settings)
 
 
 def _spread(source: Source, count: int) -> list[int]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from triplet_det.structs import Targets
+from triplet_det.structs import Batch, Targets
 
 # Window radius over standard deviation: sigma = (2 r + 1) / this.
 CORNER_DIAMETERS_PER_SIGMA = 6.0
@@ -125,3 +125,9 @@ def render(
     center_offset=center_offset,
     valid=valid,
   )
+
+
+def of_batch(batch: Batch, **settings) -> Targets:
+  """`render` with these settings for the square images of a training batch, and maps with a cell for 4 pixels."""
+  side = batch.images.shape[1]
+  return render(batch.boxes, batch.classes, batch.valid, input_size=side, output_size=(side + 1) // 4, **settings)

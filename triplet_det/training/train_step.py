@@ -77,18 +77,9 @@ def make_train_step(
   config = module.config
 
   def loss_of(params, batch_stats, batch: Batch, draws: colour_augmentation.ColourDraws):
-    side = batch.images.shape[1]
     images = input_pixels.normalise(colour_augmentation.distort(batch.images.astype(jnp.float32) / 255, draws))
-    goal = targets.render(
-      batch.boxes,
-      batch.classes,
-      batch.valid,
-      num_classes=config.num_classes,
-      input_size=side,
-      output_size=(side + 1) // 4,
-      min_overlap=min_overlap,
-      published_radius=published_radius,
-    )
+    radius = dict(min_overlap=min_overlap, published_radius=published_radius)
+    goal = targets.of_batch(batch, num_classes=config.num_classes, **radius)
     variables = {'params': params, 'batch_stats': batch_stats}
     maps, updated = module.apply(variables, images, train=True, mutable=['batch_stats'])
     loss, terms = losses.detection_loss(maps, goal, group=config.norm_group)
