@@ -1,4 +1,4 @@
-"""What the commands have in common: flags of the test settings, config pages by their names, one error line."""
+"""What commands have in common: flags of the test settings."""
 
 import argparse
 from typing import Any

@@ -1,4 +1,4 @@
-"""Pixel values on the device: colour jitter, PCA lighting and normalisation (CornerNet's recipe [20]), RGB order."""
+"""Colours on the device: colour jitter and PCA lighting (CornerNet's recipe [20]), RGB order."""
 
 import jax
 import jax.numpy as jnp
