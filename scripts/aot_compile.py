@@ -15,6 +15,7 @@ import re
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 if __name__ == '__main__':  # before JAX is imported
   os.environ['JAX_PLATFORMS'] = 'cpu'
   for _name, _value in {

@@ -6,7 +6,10 @@ Needs the extra `torch` to write the file.
 """
 
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from triplet_det.models import torch_import
 from triplet_det.run import checkpoints

@@ -14,9 +14,12 @@ import dataclasses
 import hashlib
 import pickle
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from triplet_det.categories import COCO, CategoryTable
 from triplet_det.data.layouts.coco_json import read_annotations

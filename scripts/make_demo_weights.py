@@ -10,8 +10,11 @@ and refuses to pack weights that lost more than 0.002 AP, or take more than 2 MB
 import argparse
 import datetime
 import json
+import sys
 import tempfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import triplet_det
 from triplet_det import evaluate

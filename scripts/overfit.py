@@ -13,10 +13,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
 from triplet_det.data.layouts.coco_json import read_ground_truth
 from triplet_det.run import output_paths
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def subset(annotations: Path, count: int, least: int, most: int) -> dict:

@@ -7,6 +7,10 @@ space again as the images. Run a second time, it says that the data set is there
 """
 
 import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from triplet_det.data import prepare_tfds, sources
 from triplet_det.run import output_paths

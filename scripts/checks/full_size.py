@@ -9,9 +9,12 @@ import argparse
 import math
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from triplet_det.detection import trained_network
 from triplet_det.detection.settings import PUBLISHED_CENTERNET
