@@ -35,9 +35,9 @@ from absl import app, flags
 from jax.experimental import topologies
 
 from triplet_det import dry_run
-from triplet_det import main as program
 from triplet_det.devices import sharding
-from triplet_det.run import config_limits
+from triplet_det.run import config_flag, config_limits
+from triplet_det.run.command_line import EXIT_MISFIT
 from triplet_det.run.progress import show_messages
 
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'v5e:2x4 or another TPU slice, or h100:8')
@@ -117,9 +117,9 @@ def canvas_size(text: str) -> tuple[int, int] | None:
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
-    raise app.UsageError(f'not understood: {argv[1:]}', exitcode=program.EXIT_MISFIT)
+    raise app.UsageError(f'not understood: {argv[1:]}', exitcode=EXIT_MISFIT)
   show_messages()
-  config = flags.FLAGS.config
+  config = config_flag.CONFIG.value
   chosen = {'': (dry_run.STEP, dry_run.DETECTION), 'step': (dry_run.STEP,), 'detection': (dry_run.DETECTION,)}
   try:
     config_limits.check(config.to_dict())
@@ -130,7 +130,7 @@ def main(argv: list[str]) -> None:
     )
   except ValueError as error:
     print(f'\nerror: {error}', file=sys.stderr)
-    sys.exit(program.EXIT_MISFIT)
+    sys.exit(EXIT_MISFIT)
   print(dry_run.as_text(found))
   if _JSON.value:
     about = dict(topology=_TOPOLOGY.value, config=json.loads(config.to_json_best_effort()), jax=jax.__version__)
@@ -141,4 +141,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['config', 'topology'])
-  app.run(main, flags_parser=program.parse_flags)
+  app.run(main, flags_parser=config_flag.parse)

@@ -682,7 +682,7 @@ CALLS = {
     "triplet_det.load('demo', miror=False)",
     raised='ValueError',
     given="unknown setting 'miror'",
-    possible='Known: scales, center_scale, mirror',
+    possible='Known settings: scales, center_scale, mirror',
     do="did you mean 'mirror'?",
   ),
   'settings for an exported file': call(

@@ -10,7 +10,6 @@ import dataclasses
 import datetime
 import io
 import json
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import flags, logging
+from absl import logging
 from flax import traverse_util
 from jax import export as jax_export
 
@@ -30,7 +29,6 @@ from triplet_det.detection.exported_file import FORMAT, SIDECAR, SUFFIX, WEIGHTS
 from triplet_det.detection.settings import Settings, change, settings_for
 from triplet_det.models import detector, input_pixels
 from triplet_det.run import command_line, output_paths
-from triplet_det.run.progress import show_messages
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 COCO_SIZES = ((480, 640), (640, 480), (640, 640))  # (height, width)
@@ -194,20 +192,15 @@ def main() -> None:
   parser.add_argument('--batch_size', type=int, default=1, help='images per call (default %(default)s)')
   parser.add_argument('--sound_nms', action='store_true', help='instead of the published soft-NMS with stale rows')
   command_line.add_settings_flags(parser)
-  arguments = parser.parse_args()
-  flags.FLAGS.mark_as_parsed()  # absl's log wants it; this command has none of absl's flags
-  show_messages()
+  arguments = command_line.parse(parser)
   changes = command_line.changes_of(arguments)
   options = dict(sizes=arguments.sizes, platforms=arguments.platforms, batch_size=arguments.batch_size)
-  try:
+  with command_line.misfits_in_one_line():
     out = output_paths.local(arguments.out)
     sidecar = export(arguments.checkpoint, out, **options, sound_nms=arguments.sound_nms, **changes)
     canvases = ', '.join(map(str, sidecar.programs))
     size = out.stat().st_size / 1e6
     print(f'{out}: {size:.1f} MB, canvases {canvases}, for {", ".join(sidecar.platforms)}')
-  except (FileNotFoundError, ValueError, ImportError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == '__main__':

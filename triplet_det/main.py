@@ -19,45 +19,39 @@ with the state saved, run the same command again; 76 another host is gone, start
 """
 
 import dataclasses
-import difflib
-import functools
-import operator
 import os
-import re
 import sys
 import time
 import traceback
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 from absl import app, flags, logging
 from etils import epath
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from triplet_det import configs, dry_run, evaluate, report, train
+from triplet_det import dry_run, evaluate, report, train
 from triplet_det.data import doctor, doctor_report, pipeline
 from triplet_det.detection import trained_network
 from triplet_det.detection.settings import Settings, settings_for
 from triplet_det.devices import compiler, sharding
 from triplet_det.evaluators import error_analysis
 from triplet_det.models import detector
-from triplet_det.run import checkpoints, config_limits, json_files, output_paths
+from triplet_det.run import checkpoints, command_line, config_flag, config_limits, json_files, output_paths
+from triplet_det.run.command_line import EXIT_MISFIT
 from triplet_det.run.progress import ProgressLine, show_messages
 from triplet_det.training import show_data
 
 MODES = ('train_and_eval', 'train', 'eval', 'error_analysis', 'report', 'check_data', 'show_data')
-EXIT_MISFIT, EXIT_NON_FINITE, EXIT_STOPPED, EXIT_ALONE = 2, 3, 75, 76
+EXIT_NON_FINITE, EXIT_STOPPED, EXIT_ALONE = 3, 75, 76
 _PATIENCE = 5.0  # seconds for the other hosts to say what is wrong with them too, which they cannot without the first
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', help_string='page of configs/ by its name, or a config file, with its variant: triplet:hg=104, mine.py'
-)
+_CONFIG = config_flag.CONFIG
 _WORKDIR = flags.DEFINE_string('workdir', None, 'run folder: checkpoints, metrics, pictures; local or gs://')
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'several hosts: address:port of the first one')
 _NUM_HOSTS = flags.DEFINE_integer('num_hosts', None, 'several hosts: how many processes there are')
 _HOST_INDEX = flags.DEFINE_integer('host_index', None, 'several hosts: which one this is, from 0')
-_CACHE = flags.DEFINE_string('compilation_cache', '~/.cache/triplet_det', 'folder of compiled programs; empty: none')
+_CACHE = flags.DEFINE_string('compilation_cache', command_line.CACHE, command_line.CACHE_HELP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,101 +217,6 @@ def _leave(code: int) -> None:
   os._exit(code)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-  """Flags as absl parses them; whatever is wrong with them, or with the config file, is one message."""
-  try:
-    argv = _with_found_page(argv)
-    rest = flags.FLAGS(argv)
-    _CONFIG.value.keys()  # of a config file that could not be opened, the first use raises
-    return rest
-  except Exception as error:  # absl's and ml_collections', and whatever a config of the user's own raises
-    print(f'error: {_explain(error, argv)}', file=sys.stderr)
-    sys.exit(EXIT_MISFIT)
-
-
-def _explain(error: Exception, argv: list[str]) -> str:
-  """What is wrong with the command; for an unknown key of the config, what is known where it was looked for."""
-  message, path = str(error), _config_path(argv)
-  if missing := re.findall(r'Flag --(\w+) must have a value', message):
-    return '; '.join(f'--{name} is not given: give the {flags.FLAGS[name].help}' for name in missing)
-  page = Path(path.partition(':')[0])
-  if isinstance(error, OSError):
-    if (configs.FOLDER / page.name).exists():
-      return f'there is no config file {page} in this folder: give --config={path.replace(str(page), page.stem)}'
-    there = ', '.join(sorted(map(str, page.parent.glob('*.py')))) or f'none in {page.parent}'
-    return f'the config file cannot be opened: {message.strip().splitlines()[-1].strip()}; possible: {there}'
-  if 'whilst parsing config file' in message:  # ml_collections puts the whole trace into the message
-    lines = message.strip().splitlines()
-    where = [line.strip() for line in lines if line.lstrip().startswith('File "')][-1]
-    if lines[-1].startswith('TypeError: get_config() takes 0'):
-      return f'--config={path}: this config has no variants: give --config={page}'
-    return f'--config={path}: {lines[-1]} ({where})'
-  if isinstance(error, AttributeError) and 'get_config' in message:
-    return f'--config={path}: a config file has a function get_config() that returns a ConfigDict, as those of configs/'
-  inside = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == page.resolve()]
-  if inside:
-    return f'--config={path}: {type(error).__name__}: {message} (File "{page}", line {inside[-1].lineno})'
-  return (path and (_unknown_key(path, argv) or _wrong_value(path, message))) or message
-
-
-def _with_found_page(argv: list[str]) -> list[str]:
-  """The command with the path of the config's page in place of its name."""
-  argv = list(argv)
-  for at, argument in enumerate(argv):
-    if re.fullmatch('--?config', argument) and at + 1 < len(argv):
-      argv[at + 1] = configs.find(argv[at + 1])
-    elif match := re.fullmatch('(--?config=)(.*)', argument):
-      argv[at] = match[1] + configs.find(match[2])
-  return argv
-
-
-def _config_path(argv: list[str]) -> str:
-  """What follows --config, '' if nothing does."""
-  for argument, following in zip(argv, [*argv[1:], '']):
-    if match := re.fullmatch(r'--?config(?:=(.*))?', argument):
-      return following if match[1] is None else match[1]
-  return ''
-
-
-def _unknown_key(config_path: str, argv: list[str]) -> str:
-  """Says which override names a key that the config does not have; '' if none does."""
-  config = _config_alone(config_path)
-  for argument in argv:
-    match = re.match(r'--?(?:no)?config\.([\w.]+)', argument)
-    if not match:
-      continue
-    place, path = config, []
-    for key in match.group(1).split('.'):
-      if not isinstance(place, ConfigDict):
-        break
-      if key not in place:
-        near = difflib.get_close_matches(key, place.keys(), n=1)
-        hint = f'; did you mean {near[0]!r}?' if near else '.'
-        where = '.'.join(['config', *path])
-        return f'unknown key {key!r} in {where}{hint} Known keys: {", ".join(sorted(place.keys()))}'
-      path.append(key)
-      place = place[key]
-  return ''
-
-
-def _wrong_value(config_path: str, message: str) -> str:
-  """What a value that is missing or of another type could be; '' if absl's message is not about one of the config."""
-  match = re.match(r'(?:flag|Missing value for flag) --config\.([\w.]+)(?:=([^:]*): )?', message)
-  if not match:
-    return ''
-  usual = functools.reduce(operator.getitem, match[1].split('.'), _config_alone(config_path))
-  what = 'no value' if match[2] is None else f'{match[2]!r} cannot be its value'
-  return f'--config.{match[1]}: {what}: give a {type(usual).__name__}, as its usual {usual!r}'
-
-
-def _config_alone(config_path: str) -> ConfigDict:
-  """The config without overrides; the flag of the program is not set when they are wrong."""
-  own = flags.FlagValues()
-  config = config_flags.DEFINE_config_file('config', flag_values=own, sys_argv=[])
-  own(['', f'--config={config_path}'])
-  return config.value
-
-
 if __name__ == '__main__':
   flags.mark_flags_as_required(['config', 'workdir'])
-  app.run(main, flags_parser=parse_flags)
+  app.run(main, flags_parser=config_flag.parse)

@@ -8,8 +8,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from absl import flags
-
 from triplet_det.detection import loading
 from triplet_det.detection.loading import load
 from triplet_det.devices import compiler
@@ -18,7 +16,6 @@ from triplet_det.prediction import over_files
 from triplet_det.prediction.merge_parts import merge
 from triplet_det.prediction.parts_on_disk import Shard, Summary
 from triplet_det.run import command_line, output_paths
-from triplet_det.run.progress import show_messages
 
 
 def _parse() -> argparse.Namespace:
@@ -37,9 +34,9 @@ def _parse() -> argparse.Namespace:
   parser.add_argument('--merge', action='store_true', help='join the parts of all shards in --out; detects nothing')
   parser.add_argument('--figures', action='store_true', help='also draw heatmaps, and pairs kept and rejected')
   parser.add_argument('--no_drawings', action='store_true', help='write the JSON only')
-  cache = 'folder of compiled programs; empty: none (default %(default)s)'
-  parser.add_argument('--compilation_cache', default='~/.cache/triplet_det', help=cache)
-  arguments = parser.parse_args()
+  cache = f'{command_line.CACHE_HELP} (default %(default)s)'
+  parser.add_argument('--compilation_cache', default=command_line.CACHE, help=cache)
+  arguments = command_line.parse(parser)
   if arguments.merge and (arguments.paths or arguments.checkpoint):
     parser.error('--merge joins what is in --out: give neither paths nor --checkpoint with it')
   if not arguments.merge and not (arguments.paths and arguments.checkpoint):
@@ -78,14 +75,9 @@ def _run(arguments: argparse.Namespace) -> Summary:
 
 def main() -> None:
   arguments = _parse()
-  flags.FLAGS.mark_as_parsed()  # absl's log wants it; this command has none of absl's flags
-  show_messages()
   compiler.keep_programs(arguments.compilation_cache)
-  try:
+  with command_line.misfits_in_one_line():
     summary = _run(arguments)
-  except (FileNotFoundError, ValueError, ImportError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
   for path, reason in summary.left_out.items():
     print(f'left out: {path}: {reason}', file=sys.stderr)
   print(f'{summary.boxes} boxes in {summary.images} images above {arguments.threshold}: {arguments.out}')

@@ -168,7 +168,7 @@ def test_image_side_that_cannot_be_halved(shape, message):
   ('change', 'message'),
   [
     (dict(stack=1), "unknown model key 'stack'; did you mean 'stacks'"),
-    (dict(zebra=1), "unknown model key 'zebra'. Known: stacks, dims"),
+    (dict(zebra=1), "unknown model key 'zebra'. Known model keys: stacks, dims"),
     (dict(blocks=(1, 1, 1)), r'2 dims \(8, 12\), 3 blocks \(1, 1, 1\)'),
     (dict(dims=(8,), blocks=(1,)), 'at least 2 levels'),
     (dict(norm_running='last'), "model.norm_running is 'last'; possible: all, first"),

@@ -17,17 +17,12 @@ def is_video(path: Path) -> bool:
 
 def claimed_frames(path: Path) -> int:
   """Number of frames as the file's header has it, which may be off; 0 if unknown."""
-  capture = cv2.VideoCapture(str(path))
-  count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
-  capture.release()
-  return max(0, count)
+  return max(0, int(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT)))
 
 
 def frame_rate(path: Path) -> float:
   """Images per second."""
-  capture = cv2.VideoCapture(str(path))
-  rate = capture.get(cv2.CAP_PROP_FPS)
-  capture.release()
+  rate = cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS)
   return rate if np.isfinite(rate) and rate > 0 else _USUAL_RATE
 
 

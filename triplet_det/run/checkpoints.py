@@ -217,13 +217,12 @@ def _read_variables(directory: epath.Path) -> dict[str, Any]:
   """Parameters and statistics; of a state that keeps moving averages, those."""
   handler = ocp.PyTreeCheckpointHandler()
   tree = handler.metadata(directory).tree
-  averaged = bool(tree.get('average'))
-  wanted = {name: (tree['average'] if averaged else tree)[name] for name in ('params', 'batch_stats')}
-  wanted = {'average': wanted} if averaged else wanted
-  on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-  arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=on_host, partial_restore=True)
+  wanted = ('average',) if tree.get('average') else ('params', 'batch_stats')
+  item = {name: tree[name] for name in wanted}
+  on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+  arguments = ocp.args.PyTreeRestore(item=item, restore_args=on_host, partial_restore=True)
   restored = handler.restore(directory, args=arguments)
-  return restored['average'] if averaged else restored
+  return restored.get('average', restored)
 
 
 def _newest_below(path: epath.Path, which: str) -> epath.Path:

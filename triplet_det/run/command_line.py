@@ -1,7 +1,36 @@
-"""What commands have in common: flags of the test settings."""
+"""What commands have in common: flags, and one line for what does not fit."""
 
 import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
 from typing import Any
+
+from absl import flags
+
+from triplet_det.run.progress import show_messages
+
+EXIT_MISFIT = 2  # the command, data or checkpoint do not fit
+CACHE = '~/.cache/triplet_det'
+CACHE_HELP = 'folder of compiled programs; empty: none'
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+  """What was typed; from here on messages are shown."""
+  arguments = parser.parse_args()
+  flags.FLAGS.mark_as_parsed()  # absl's log wants it; these commands have none of absl's flags
+  show_messages()
+  return arguments
+
+
+@contextlib.contextmanager
+def misfits_in_one_line() -> Iterator[None]:
+  """What does not fit ends the process with its message alone."""
+  try:
+    yield
+  except (FileNotFoundError, ValueError, ImportError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(EXIT_MISFIT)
 
 
 def add_settings_flags(parser: argparse.ArgumentParser) -> None:

@@ -42,4 +42,4 @@ def check_names(what: str, given: Iterable[str], known: Collection[str], where: 
     if name not in known:
       near = difflib.get_close_matches(name, known, n=1)
       hint = f'; did you mean {near[0]!r}?' if near else '.'
-      raise ValueError(f'unknown {what} {name!r}{where}{hint} Known: {", ".join(known)}')
+      raise ValueError(f'unknown {what} {name!r}{where}{hint} Known {what}s: {", ".join(known)}')
