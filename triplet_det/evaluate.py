@@ -172,17 +172,19 @@ def read_metrics(directory: epath.PathLike) -> dict[str, float]:
   return {name: float(value) for name, value in metrics.items()}  # JSON has no NaN: it is the string "NaN"
 
 
-def check_categories(source: pipeline.Source, categories: CategoryTable) -> None:
-  """Raises ValueError if the data have other categories than the checkpoint."""
+def check_categories(
+  source: pipeline.Source,
+  categories: CategoryTable,
+  misfit: str = 'the data do not fit the checkpoint',
+  advice: str = 'Give the data of that run, or another checkpoint',
+) -> None:
+  """Raises ValueError if the data have other categories than these, those of a checkpoint; says how they differ."""
   if source.categories != categories:
-    differing = differences(categories, source.categories)
-    raise ValueError(
-      f'the data do not fit the checkpoint: {differing}. Give the data of that run, or another checkpoint'
-    )
+    raise ValueError(f'{misfit}: {_differences(categories, source.categories)}. {advice}')
 
 
-def differences(ours: CategoryTable, theirs: CategoryTable) -> str:
-  """How the category table `theirs` departs from `ours`, for a message."""
+def _differences(ours: CategoryTable, theirs: CategoryTable) -> str:
+  """How the category table `theirs` departs from `ours`."""
 
   def listed(names: set[str]) -> str:
     first = sorted(names)[:5]

@@ -57,9 +57,9 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   categories = source.categories
   evaluates = config.mode == 'train_and_eval'
   eval_source = pipeline.open_source(**config.data.eval) if evaluates else None
-  if evaluates and eval_source.categories != categories:
-    differing = evaluate.differences(categories, eval_source.categories)
-    raise ValueError(f'data.eval does not fit data.train: {differing}. Give both annotations the same `categories`')
+  if evaluates:
+    advice = 'Give both annotations the same `categories`'
+    evaluate.check_categories(eval_source, categories, 'data.eval does not fit data.train', advice)
 
   # Network, optimizer, step.
   built = build_step(config, mesh, len(categories))
@@ -72,12 +72,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   if restored:
     state, before = restored
     first_step, unlogged = before.step, list(before.unlogged)
-    if before.categories != categories:
-      differing = evaluate.differences(before.categories, categories)
-      raise ValueError(
-        f'the training data do not fit {workdir}: {differing}. Give another --workdir; --config.init_from={workdir} '
-        'starts it with these weights'
-      )
+    advice = f'Give another --workdir; --config.init_from={workdir} starts it with these weights'
+    evaluate.check_categories(source, before.categories, f'the training data do not fit {workdir}', advice)
     if first_step > config.total_steps:
       raise ValueError(
         f'{workdir} is already at step {first_step}, total_steps is {config.total_steps}: give more, or another '
@@ -222,23 +218,12 @@ def build_step(config: ConfigDict, mesh: jax.sharding.Mesh, num_classes: int) ->
   sharding.check_batch(config.batch_size, mesh, config.group_size, config.accumulate)
   model = dict(config.model, num_classes=num_classes, norm_group=config.group_size or None)
   module = detector.build(model)
-  if (config.input_size + 1) % module.config.size_multiple:
-    possible = max(round(config.input_size / module.config.size_multiple), 1) * module.config.size_multiple - 1
-    raise ValueError(
-      f'input_size {config.input_size} does not fit the network: it must be a multiple of '
-      f'{module.config.size_multiple} minus 1, for example {possible}'
-    )
+  module.config.check_side('input_size', config.input_size)
 
   schedule = config.optimizer.to_dict()
   clip_norm, base, reference = (schedule.pop(key) for key in ('clip_norm', 'base', 'reference_batch'))
-  scaled = optimizer.scaled_rate(base, config.batch_size, reference)
-  if scaled != base:
-    logging.info(
-      'learning rate %.3g = %.3g x sqrt(%d / %d): it was found for batch %d, and the noise of Adam falls with the root '
-      'of the batch (optimizer.reference_batch=0 keeps %.3g)',
-      *(scaled, base, config.batch_size, reference, reference, base),
-    )
-  rate = optimizer.learning_rate(base=scaled, total_steps=config.total_steps, **schedule)
+  base = optimizer.scaled_rate(base, config.batch_size, reference)
+  rate = optimizer.learning_rate(base=base, total_steps=config.total_steps, **schedule)
   adam = optimizer.adam(rate, clip_norm=clip_norm, freeze=config.freeze)
 
   def fresh_state():

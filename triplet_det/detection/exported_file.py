@@ -21,7 +21,7 @@ from jax import export as jax_export
 
 from triplet_det.categories import CategoryTable
 from triplet_det.detection.batches import Canvases, Keyed, canvases_of, detect, in_batches, place_batch
-from triplet_det.detection.settings import Settings
+from triplet_det.detection.settings import settings_for
 from triplet_det.devices import compiler
 from triplet_det.structs import Detections
 
@@ -59,9 +59,7 @@ class Sidecar:
 
   @classmethod
   def from_json(cls, content: Mapping) -> 'Sidecar':
-    programs = tuple(
-      Program(one['file'], tuple((height, width) for height, width in one['canvases'])) for one in content['programs']
-    )
+    programs = tuple(Program(one['file'], tuple(map(tuple, one['canvases']))) for one in content['programs'])
     return cls(**{**content, 'programs': programs})
 
 
@@ -72,8 +70,7 @@ class ExportedDetector:
 
   Attributes:
     sidecar: of the file.
-    settings: how images are tested; part of the programs.
-    batch_size: images per batch; part of the programs.
+    settings, batch_size: part of the programs.
     weights_digest: of the weights' bytes.
     num_programs: how many programs were compiled.
   """
@@ -100,7 +97,7 @@ class ExportedDetector:
       raise ValueError(
         f'{path} is not a whole file of triplet_det.export ({error}): give one that is, or a run folder'
       ) from error
-    self.settings = Settings(**{**self.sidecar.settings, 'scales': tuple(self.sidecar.settings['scales'])})
+    self.settings = settings_for(self.sidecar.settings)
     self.batch_size = self.sidecar.batch_size
     self.categories = CategoryTable.from_coco(self.sidecar.categories)
     self._path, self._programs = path, {}

@@ -38,10 +38,7 @@ def propose(
 
   Args:
     apply_fn: (variables, images [., H, W, 3] float32 normalised) -> KeypointMaps, of any stride.
-    settings: see `Settings`.
-    variables: of the network.
-    canvases: [B, H, W, 3] uint8 RGB.
-    placement: of the images in the canvases.
+    canvases: [B, H, W, 3] uint8 RGB, with the images at `placement`.
 
   Returns:
     Pairs [B, P] and Peaks [B, K] (None for CornerNet), those of the mirror image behind those of the image. A center
@@ -167,8 +164,6 @@ class Detector:
   ):
     """Args:
     apply_fn: (variables, images [., H, W, 3] float32 normalised) -> KeypointMaps of the last stack.
-    variables: of the network.
-    settings: see `Settings`.
     batch_size: images per batch, not counting mirror images; rounded up to a multiple of the devices.
     sharding: of the batch axis over this process's devices; None is one device.
     prepare: what `variables`, as NumPy arrays, go through once, here and in `use`, to become those of `apply_fn`; or
@@ -213,13 +208,10 @@ class Detector:
     return jax.device_put(self._prepare(jax.device_get(variables)), self._everywhere)
 
   def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
-    """Detections of each image, in order.
+    """Detections of each image, in order: NumPy arrays without the batch axis, valid rows only, best first.
 
     Args:
       images: uint8 RGB arrays [height, width, 3], of any sizes.
-
-    Returns:
-      One Detections of NumPy arrays per image, without the batch axis, valid rows only, best first.
 
     Raises:
       ValueError: an image of another type or shape; says which.

@@ -71,8 +71,7 @@ class LoadedDetector:
   def heatmaps(self, image: np.ndarray) -> paper_figures.Heatmaps:
     """The corner and center heatmaps of an image at the scale of the centers, in its own pixels.
 
-    Raises:
-      ValueError: of an exported file, which gives boxes only.
+    ValueError for an exported file, which gives boxes only.
     """
     tester = self.tester
     if isinstance(tester, exported_file.ExportedDetector):
@@ -122,12 +121,7 @@ def is_exported(checkpoint: epath.PathLike) -> bool:
 
 
 def read_weights(checkpoint: epath.PathLike) -> tuple[dict, Any]:
-  """(variables of NumPy arrays, `checkpoints.RunRecord`) of whatever `load` takes but exported files.
-
-  Raises:
-    FileNotFoundError: no checkpoint there.
-    ValueError: a PyTorch file.
-  """
+  """(variables of NumPy arrays, `checkpoints.RunRecord`) of what `load` takes but exported files; errors as there."""
   from triplet_det.detection import demo
   from triplet_det.run import checkpoints
 
@@ -142,12 +136,7 @@ def read_weights(checkpoint: epath.PathLike) -> tuple[dict, Any]:
 
 
 def read_image(path: epath.PathLike) -> np.ndarray:
-  """An image file as uint8 RGB [height, width, 3].
-
-  Raises:
-    FileNotFoundError: no such file.
-    ValueError: it cannot be decoded.
-  """
+  """An image file as uint8 RGB [height, width, 3]; FileNotFoundError, or ValueError if it cannot be decoded."""
   path = epath.Path(path)
   if not path.exists():
     raise FileNotFoundError(f'no image {path}: give a file that is there')

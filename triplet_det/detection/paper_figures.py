@@ -54,9 +54,8 @@ def heatmaps(
   Args:
     apply_fn: (variables, images [1, H, W, 3] float32 normalised) -> KeypointMaps; compiled once per canvas size as
       long as it is the same object.
-    variables: of the network.
     image: uint8 [h, w, 3] RGB.
-    scale, canvas_multiple: of the canvas, see `canvas.place`; `Settings` of a run has both.
+    scale, canvas_multiple: of the canvas, see `canvas.place`.
   """
   image = check_image(image, 'to draw on')
   placed, placement = place(image, scale, canvas_multiple)
@@ -96,13 +95,8 @@ def draw_heatmaps(image: np.ndarray, maps: Heatmaps) -> list[Panel]:
 def strongest_pairs(proposals: Proposals, *, kept: bool, threshold: float) -> Pairs:
   """The best pairs that the central region keeps, or else rejects, for a person to look at.
 
-  Args:
-    proposals: of one image.
-    kept: which of the two.
-    threshold: only pairs with higher scores, the mean of their two corners.
-
-  Returns:
-    At most `MOST_PAIRS` Pairs [P], best first, none overlapping a better one of its class by `NEAR_DUPLICATE`.
+  At most `MOST_PAIRS` Pairs [P] of one image with scores (means of their two corners) over the threshold, best first,
+  none overlapping a better one of its class by `NEAR_DUPLICATE`.
   """
   pairs = proposals.pairs
   candidates = np.flatnonzero((proposals.kept == kept) & pairs.valid & (pairs.scores > threshold))
@@ -121,13 +115,7 @@ def draw_pairs(image: np.ndarray, proposals: Proposals, names: Sequence[str], *,
   """The `strongest_pairs` that the central region keeps, and those that it rejects; of CornerNet, which keeps all, one.
 
   Boxes have the colour of their class, and so do their central regions, shaded, and the centers, dots: those over the
-  threshold and the best one of each pair that is kept.
-
-  Args:
-    image: uint8 [h, w, 3] RGB.
-    proposals: of the image.
-    names: of the classes.
-    threshold: on the scores of pairs and of centers.
+  threshold and the best one of each pair that is kept. The threshold is on the scores of pairs and of centers.
   """
   kept = strongest_pairs(proposals, kept=True, threshold=threshold)
   centers = proposals.centers

@@ -15,20 +15,13 @@ MOMENTUM = 0.9  # PyTorch writes the same as momentum 0.1
 
 
 class BatchNorm(nn.Module):
-  """Normalises [B, H, W, C] over each group of `group` images.
+  """Normalises [B, H, W, C] over each group of `group` images."""
 
-  Attributes:
-    group: images per group of statistics; None takes the whole batch. B must be a multiple.
-    running: which groups update the running statistics: 'all' (their mean) or 'first' (published: only the
-      first GPU's update is kept).
-    dtype: of the result; parameters stay float32, statistics too (float64 in a float64 computation).
-    folded: for testing, with the variables of `layers.fold_norms`: the factor is in the convolution's kernel already,
-      and what is left to add is the parameter `bias`.
-  """
-
-  group: int | None = None
-  running: str = 'all'
-  dtype: jnp.dtype = jnp.float32
+  group: int | None = None  # images per group of statistics; None takes the whole batch. B must be a multiple
+  running: str = 'all'  # groups that update the running statistics: 'all' (their mean) or, as published, the 'first'
+  dtype: jnp.dtype = jnp.float32  # of the result; parameters and statistics stay at least float32
+  # For testing, with the variables of `layers.fold_norms`: the factor is in the convolution's kernel already, and what
+  # is left to add is the parameter `bias`.
   folded: bool = False
 
   @nn.compact

@@ -55,6 +55,15 @@ class DetectorConfig:
     """Input sides must be a multiple of this minus 1 (128 for the published sizes: 511, 639, ...)."""
     return 4 * 2 ** (len(self.dims) - 1)
 
+  def check_side(self, name: str, side: int) -> None:
+    """Raises ValueError for a side that the levels cannot halve."""
+    if (side + 1) % self.size_multiple:
+      below = max(side // self.size_multiple, 1) * self.size_multiple - 1
+      raise ValueError(
+        f'{name} {side} does not fit the network: sides must be a multiple of {self.size_multiple} minus 1, '
+        f'for example {below} or {below + self.size_multiple}'
+      )
+
 
 _PUBLISHED = dict(
   dims=(256, 256, 384, 384, 384, 512),
@@ -85,13 +94,8 @@ class Detector(nn.Module):
   def __call__(self, images: jax.Array, train: bool = False) -> list[KeypointMaps]:
     """All stacks in training, the last alone in testing. Raises ValueError for a side the levels cannot halve."""
     c = self.config
-    for side, name in zip(images.shape[1:3], ('height', 'width')):
-      if (side + 1) % c.size_multiple:
-        below = max(side // c.size_multiple, 1) * c.size_multiple - 1
-        raise ValueError(
-          f'image {name} {side} does not fit the network: sides must be a multiple of {c.size_multiple} minus 1, '
-          f'for example {below} or {below + c.size_multiple}'
-        )
+    c.check_side('image height', images.shape[1])
+    c.check_side('image width', images.shape[2])
     numerics = Numerics(jnp.dtype(c.dtype), c.norm_group, c.norm_running, self.norm_folded)
     residual = nn.remat(Residual, static_argnums=(2,)) if c.remat == 'blocks' else Residual
 

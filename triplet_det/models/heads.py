@@ -27,19 +27,12 @@ class Output(nn.Module):
 
 
 class Branch(nn.Module):
-  """Pooling module and outputs of one kind of keypoint.
-
-  Attributes:
-    pooling: the pooling module, made by the caller.
-    num_classes: C.
-    hidden: width of the outputs' hidden layer.
-    embedding: whether the keypoints carry an embedding (corners do, centers do not).
-  """
+  """Pooling module and outputs of one kind of keypoint."""
 
   pooling: nn.Module
   num_classes: int
-  hidden: int
-  embedding: bool
+  hidden: int  # width of the outputs' hidden layer
+  embedding: bool  # whether the keypoints carry one: corners do, centers do not
   numerics: Numerics
 
   @nn.compact

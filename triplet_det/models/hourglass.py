@@ -30,18 +30,12 @@ class Stem(nn.Module):
 
 
 class Hourglass(nn.Module):
-  """One level with everything below it: [B, H, W, dims[0]] -> same; H and W multiples of 2**(len(dims) - 1).
+  """One level with everything below it: [B, H, W, dims[0]] -> same; H and W multiples of 2**(len(dims) - 1)."""
 
-  Attributes:
-    dims: widths of this level and the ones below.
-    blocks: residual blocks per level; the last entry is the bottom's.
-    residual: the residual block, possibly rematerialised.
-  """
-
-  dims: tuple[int, ...]
-  blocks: tuple[int, ...]
+  dims: tuple[int, ...]  # widths of this level and the ones below
+  blocks: tuple[int, ...]  # residual blocks per level; the last entry is the bottom's
   numerics: Numerics
-  residual: Callable = Residual
+  residual: Callable = Residual  # possibly rematerialised
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:

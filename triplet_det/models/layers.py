@@ -38,16 +38,12 @@ def uniform_fan_in(fan_in: int):
 
 
 class Conv(nn.Module):
-  """k x k convolution of [B, H, W, C] with padding (k - 1) // 2; parameters float32, computed in `dtype`.
-
-  Attributes:
-    bias: 'none', 'uniform' (PyTorch's default) or a number, the constant initial value.
-  """
+  """k x k convolution of [B, H, W, C] with padding (k - 1) // 2; parameters float32, computed in `dtype`."""
 
   features: int
   kernel: int
   stride: int = 1
-  bias: str | float = 'none'
+  bias: str | float = 'none'  # or 'uniform' (PyTorch's default), or a number, the constant initial value
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact

@@ -146,15 +146,10 @@ class PoolingTail(nn.Module):
 
 
 class CornerPooling(nn.Module):
-  """Corner pooling of CornerNet [20] (Fig. 4b): [B, H, W, C] -> same.
+  """Corner pooling of CornerNet [20] (Fig. 4b): [B, H, W, C] -> same."""
 
-  Attributes:
-    corner: 'top_left' or 'bottom_right'.
-    width: channels of the pooled maps.
-  """
-
-  corner: str
-  width: int
+  corner: str  # 'top_left' or 'bottom_right'
+  width: int  # channels of the pooled maps
   numerics: Numerics = Numerics()
 
   @nn.compact
@@ -189,15 +184,10 @@ class CascadeCornerPooling(nn.Module):
 
 
 class CenterPooling(nn.Module):
-  """Maximum of the row plus maximum of the column (Fig. 4a, 5a): [B, H, W, C] -> same.
+  """Maximum of the row plus maximum of the column (Fig. 4a, 5a): [B, H, W, C] -> same."""
 
-  Attributes:
-    width: channels of the pooled maps.
-    pool: False leaves the maxima out: the "conventional convolutions" of Table 4's third row.
-  """
-
-  width: int
-  pool: bool = True
+  width: int  # channels of the pooled maps
+  pool: bool = True  # False leaves the maxima out: the "conventional convolutions" of Table 4's third row
   numerics: Numerics = Numerics()
 
   @nn.compact

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -34,12 +35,14 @@ def misfits_in_one_line() -> Iterator[None]:
 
 
 def add_settings_flags(parser: argparse.ArgumentParser) -> None:
-  """Flags of the settings that commands let a user change."""
+  """Flags of the settings that commands let a user change; what is not given has no attribute."""
+  add = functools.partial(parser.add_argument, default=argparse.SUPPRESS)
   scales = 'scales at which each image is tested, such as 0.6,1,1.2,1.5,1.8 (default: those of the run)'
-  parser.add_argument('--scales', type=parse_scales, metavar='S,S,...', help=scales)
-  parser.add_argument('--no_mirror', action='store_true', help='leave the mirror image out: half the time, less AP')
+  add('--scales', type=parse_scales, metavar='S,S,...', help=scales)
+  mirror = 'leave the mirror image out: half the time, less AP'
+  add('--no_mirror', action='store_false', dest='mirror', help=mirror)
   fewer = 'canvas sides + 1 are multiples of it: larger, fewer programs to compile (default: that of the run)'
-  parser.add_argument('--canvas_multiple', type=int, metavar='N', help=fewer)
+  add('--canvas_multiple', type=int, metavar='N', help=fewer)
 
 
 def parse_scales(text: str) -> tuple[float, ...]:
@@ -55,7 +58,5 @@ def parse_scales(text: str) -> tuple[float, ...]:
 
 def changes_of(arguments: argparse.Namespace) -> dict[str, Any]:
   """What the flags of `add_settings_flags` change, for `load`."""
-  given = dict(
-    scales=arguments.scales, mirror=False if arguments.no_mirror else None, canvas_multiple=arguments.canvas_multiple
-  )
-  return {name: value for name, value in given.items() if value is not None}
+  given = vars(arguments)
+  return {name: given[name] for name in ('scales', 'mirror', 'canvas_multiple') if name in given}

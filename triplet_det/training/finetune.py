@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,24 +23,15 @@ _SHOWN = 5  # class names and arrays in one line
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-  """What became of the parameters; counts are of numbers, by the module they are in.
+  """What became of the parameters; counts are of numbers, by the module they are in."""
 
-  Attributes:
-    restored: taken from the other run.
-    fresh: of this network, not in the other run: they stay as initialised.
-    ignored: of the other run, without a place in this network.
-    classes: names that both know; the rows of the heatmaps' last layers are theirs.
-    fresh_classes, ignored_classes: names that only this or only the other network knows.
-    misfits: arrays that both networks have in different shapes.
-  """
-
-  restored: Counter[str]
-  fresh: Counter[str]
-  ignored: Counter[str]
-  classes: tuple[str, ...]
-  fresh_classes: tuple[str, ...]
-  ignored_classes: tuple[str, ...]
-  misfits: tuple[str, ...]
+  restored: Counter[str]  # taken from the other run
+  fresh: Counter[str]  # of this network, not in the other run: they stay as initialised
+  ignored: Counter[str]  # of the other run, without a place in this network
+  classes: tuple[str, ...]  # names that both know; the rows of the heatmaps' last layers are theirs
+  fresh_classes: tuple[str, ...]  # that only this network knows
+  ignored_classes: tuple[str, ...]  # that only the other network knows
+  misfits: tuple[str, ...]  # arrays that both networks have in different shapes
 
   @property
   def share(self) -> float:
@@ -133,16 +124,12 @@ def merge(
 def table(transfer: Transfer) -> str:
   """Restored, re-initialised and ignored parameters per module, and the classes, for the log."""
   columns = transfer.restored, transfer.fresh, transfer.ignored
+  rows = {name: [column[name] for column in columns] for name in transfer.restored}
+  rows['all'] = [column.total() for column in columns]
   lines = [f'  {"module":<18}{"restored":>13}{"re-initialised":>16}{"ignored":>13}{"share restored":>16}']
-
-  def row(name: str, numbers: Sequence[int]) -> str:
-    here = numbers[0] + numbers[1]
-    share = f'{numbers[0] / here:.1%}' if here else '-'
-    return f'  {name:<18}{numbers[0]:>13,}{numbers[1]:>16,}{numbers[2]:>13,}{share:>16}'
-
-  modules = dict.fromkeys(name for column in columns for name in column)
-  lines += [row(name, [column[name] for column in columns]) for name in modules]
-  lines.append(row('all', [column.total() for column in columns]))
+  for name, (restored, fresh, ignored) in rows.items():
+    share = f'{restored / (restored + fresh):.1%}' if restored + fresh else '-'
+    lines.append(f'  {name:<18}{restored:>13,}{fresh:>16,}{ignored:>13,}{share:>16}')
   for what, names in (
     ('classes restored by name', transfer.classes),
     ('classes re-initialised', transfer.fresh_classes),

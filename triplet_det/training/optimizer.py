@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 
 SCHEDULES = ('step', 'cosine')
 
@@ -46,7 +47,15 @@ def scaled_rate(base: float, batch_size: int, reference_batch: int) -> float:
   Adam divides by the gradient's spread, so its noise falls with the root of the batch, and the rate follows (Malladi
   et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", 2022). A reference of 0 leaves the rate.
   """
-  return base * math.sqrt(batch_size / reference_batch) if reference_batch else base
+  if reference_batch in (0, batch_size):
+    return base
+  scaled = base * math.sqrt(batch_size / reference_batch)
+  logging.info(
+    'learning rate %.3g = %.3g x sqrt(%d / %d): it was found for batch %d, and the noise of Adam falls with the root '
+    'of the batch (optimizer.reference_batch=0 keeps %.3g)',
+    *(scaled, base, batch_size, reference_batch, reference_batch, base),
+  )
+  return scaled
 
 
 def adam(rate: optax.Schedule, *, clip_norm: float = 0.0, freeze: str = '') -> optax.GradientTransformation:
