@@ -10,8 +10,8 @@ detector that comes with the package, so that --config.init_from=demo starts fro
 """
 
 from ml_collections import ConfigDict
-from triplet_det.configs import triplet
 
+from triplet_det.configs import triplet
 from triplet_det.data import augmentation
 from triplet_det.detection.settings import Settings
 from triplet_det.models.detector import VARIANTS

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from triplet_det.configs import coco_json
 
 from tests import tiny_run
 from triplet_det import evaluate, main, train
+from triplet_det.configs import coco_json
 from triplet_det.data import shapes_dataset
 from triplet_det.detection import trained_network
 from triplet_det.models import layers
