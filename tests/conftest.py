@@ -1,4 +1,7 @@
-"""What all tests share: JAX's settings, and the table of parity with the published programs."""
+"""What all tests share: JAX's settings, and what is told at the end: parity with the published programs, mistakes.
+
+With pytest-xdist (`-n 2`) the processes that run the tests send it to the one that talks to the terminal.
+"""
 
 import os
 from pathlib import Path
@@ -16,7 +19,8 @@ if jax.config.jax_compilation_cache_dir is None:  # the environment variable goe
   jax.config.update('jax_compilation_cache_dir', str(_CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
-_TABLE = pytest.StashKey[dict[str, tuple[float, float]]]()
+_PARITY = pytest.StashKey[dict[str, tuple[float, float]]]()
+_TEXTS = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(scope='session')
@@ -25,19 +29,42 @@ def parity(request):
 
   A part that is measured several times keeps its largest error.
   """
-  table = request.config.stash.setdefault(_TABLE, {})
+  table = request.config.stash[_PARITY]
 
   def record(part: str, error: float, bound: float) -> None:
-    error = float(error)
-    before, _ = table.get(part, (0.0, bound))
-    table[part] = (float(np.maximum(before, error)), bound)  # NaN stays NaN
+    _add_row(table, part, float(error), bound)
     assert error <= bound, f'{part}: largest error {error:.2e} is over the bound {bound:.0e}'
 
   return record
 
 
+@pytest.fixture
+def tell(request):
+  """tell(text): prints it at the end of the run."""
+  return request.config.stash[_TEXTS].append
+
+
+def pytest_configure(config):
+  config.stash[_PARITY], config.stash[_TEXTS] = {}, []
+
+
+def pytest_sessionfinish(session):
+  if hasattr(session.config, 'workeroutput'):  # this process is one of several
+    session.config.workeroutput.update(parity=session.config.stash[_PARITY], texts=session.config.stash[_TEXTS])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+  sent = getattr(node, 'workeroutput', {})  # none of one that crashed
+  for part, row in sent.get('parity', {}).items():
+    _add_row(node.config.stash[_PARITY], part, *row)
+  node.config.stash[_TEXTS].extend(sent.get('texts', []))
+
+
 def pytest_terminal_summary(terminalreporter, config):
-  table = config.stash.get(_TABLE, {})
+  for text in config.stash[_TEXTS]:
+    terminalreporter.write_line(text)
+  table = config.stash[_PARITY]
   if not table:
     return
   width = max(len(part) for part in table)
@@ -46,3 +73,8 @@ def pytest_terminal_summary(terminalreporter, config):
   for part, (error, bound) in table.items():
     verdict = '' if error <= bound else '  exceeded'
     terminalreporter.write_line(f'{part:{width}}  {error:13.1e}  {bound:7.0e}{verdict}')
+
+
+def _add_row(table: dict, part: str, error: float, bound: float) -> None:
+  before, _ = table.get(part, (0.0, bound))
+  table[part] = (float(np.maximum(before, error)), bound)  # NaN stays NaN

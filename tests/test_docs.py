@@ -145,7 +145,7 @@ HERE = {
 
 # .ci/run has them in itself or takes them from the README.
 BY_CI = [
-  *('python -m venv .venv', "pip install -q -e '.[test]'", 'python -m pytest -q'),
+  *('python -m venv .venv', "pip install -q -e '.[test]'", 'python -m pytest -q -n 2 --dist loadfile'),
   *('.ci/run', 'ruff check', 'ruff format --check'),
 ]
 

@@ -945,7 +945,7 @@ def test_nothing_was_written(ended, places):
   assert not (forks.ROOT / 'gs:').exists()
 
 
-def test_the_table(ended, places, capsys):
+def test_the_table(ended, places, tell):
   """mistake -> message, for whoever reads the output of the tests."""
   lines = []
   for name, mistake in MISTAKES.items():
@@ -953,6 +953,5 @@ def test_the_table(ended, places, capsys):
     for key in ('coco', 'tmp'):
       told = told.replace(str(places[key]), key.upper())
     lines += textwrap.wrap(f'{name} -> {" ".join(told.split())}', 118, subsequent_indent='    ', max_lines=4)
-  with capsys.disabled():
-    print('\n'.join(['', f'{len(MISTAKES)} mistakes of users, and what they are told', *lines]))
+  tell('\n'.join(['', f'{len(MISTAKES)} mistakes of users, and what they are told', *lines]))
   assert len(MISTAKES) >= 40
