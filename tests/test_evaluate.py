@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import json
+import logging
 import math
 
 import cv2
@@ -165,10 +166,25 @@ def test_the_fingerprint_says_how_the_metrics_came_about(evaluated):
   _, _, folder = evaluated
   recipe = strict((folder / 'metrics.json').read_text())['fingerprint']
   assert (recipe['step'], recipe['split'], recipe['images'], recipe['decimals']) == (7, 'train', 7, -1)
+  assert recipe['left_out'] == 0
   assert recipe['triplet_det'] == __version__ and recipe['devices'] == 1
   assert set(recipe['versions']) == {'jax', 'flax', 'pycocotools', 'opencv-python-headless'}
   test = recipe['test']
   assert (test['scales'], test['mirror'], test['nms_method'], test['top_k']) == ([1.0], True, 'gaussian', 70)
+
+
+def test_boxes_without_a_size_are_left_out_and_counted(coco, source, tmp_path, caplog):
+  truth = json.loads(coco.annotations().read_text())
+  for box in ([9, 9, 0, 0], [30, 9, -9, 9]):
+    truth['annotations'].append(truth['annotations'][0] | dict(id=len(truth['annotations']), bbox=box))
+  path = tmp_path / 'truth.json'
+  path.write_text(json.dumps(truth))
+  holed = pipeline.open_source('coco_json', images=coco.images(), annotations=path)
+  with caplog.at_level(logging.WARNING, logger='absl'):
+    metrics = run_evaluation(FakeDetector(perfect(source)), holed, holed.categories, tmp_path / 'out')
+  assert metrics['AP'] == 1.0
+  assert strict((tmp_path / 'out/metrics.json').read_text())['fingerprint']['left_out'] == 2
+  assert '2 boxes without a size inside their image are no objects to find, as in training' in caplog.text
 
 
 @pytest.fixture(scope='module')

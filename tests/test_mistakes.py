@@ -344,6 +344,28 @@ DATA = {
   ),
 }
 
+FIELDS = {
+  'ids of more than 64 bits': mine(
+    '--config.data.train.annotations={tmp}/long_ids.json',
+    given='long_ids.json: images[0]: id must be',
+    possible='an integer of 64 bits, got 9223372036854775908 in {{',
+    do='correct it here and wherever it is so, 3 of 3 images',
+  ),
+  'areas as text': mine(
+    '--config.data.eval.annotations={tmp}/text_areas.json',
+    given='text_areas.json: annotations[0]: area must be',
+    possible="a number of pixels, at least 0 (without the key, width x height is taken), got '700' in",
+    do='correct it here and wherever it is so',
+  ),
+  'two photos for one image': predict(
+    *('--checkpoint=demo', '--annotations={tmp}/one_image.json', '{tmp}/day1'),
+    photo='{tmp}/day2',
+    given="two files for image 1 of {tmp}/one_image.json, '0001.jpg'",
+    possible="'{tmp}/day1/0001.jpg' and '{tmp}/day2/0001.jpg'",
+    do='leave one out, or give annotations whose file_names tell the folders apart',
+  ),
+}
+
 DEVICES = {
   'a batch that the devices do not divide': mine(
     '--config.batch_size=12',
@@ -826,7 +848,7 @@ SCRIPTS = {
   ),
 }
 
-MISTAKES = PATHS | CONFIGS | DATA | DEVICES | CHECKPOINTS | COMMANDS | CALLS | VERSIONS | SCRIPTS
+MISTAKES = PATHS | CONFIGS | DATA | FIELDS | DEVICES | CHECKPOINTS | COMMANDS | CALLS | VERSIONS | SCRIPTS
 
 
 def write_run(folder: Path, state, *, model=None, categories=None, test=None) -> None:
@@ -878,6 +900,9 @@ def write_files(folder: Path) -> dict[str, Path]:
     'results': [],
     'category_9': content | {'annotations': [a | {'category_id': 9} for a in content['annotations']]},
     'no_boxes': content | {'annotations': []},
+    'long_ids': content | {'images': [image | {'id': image['id'] + 2**63} for image in content['images']]},
+    'text_areas': content | {'annotations': [a | {'area': '700'} for a in content['annotations']]},
+    'one_image': {'images': [{'id': 1, 'file_name': '0001.jpg'}]},
     'crowds': content | {'annotations': [a | {'iscrowd': 1} for a in content['annotations']]},
     'other_names': json.loads(coco.annotations('val2017').read_text()) | {'categories': renamed},
   }.items():
@@ -887,6 +912,9 @@ def write_files(folder: Path) -> dict[str, Path]:
   for path in (folder / 'broken_images').iterdir():
     path.write_bytes(path.read_bytes()[:300])
   (folder / 'photos').mkdir()
+  for day in ('day1', 'day2'):
+    (folder / day).mkdir()
+    shutil.copy(next(coco.images().iterdir()), folder / day / '0001.jpg')
   for name in ('file', 'net.pkl', 'text.zip'):
     (folder / name).write_text('x')
   for name, entry, text in (

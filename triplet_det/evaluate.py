@@ -91,7 +91,10 @@ def evaluate(
   best_and_worst.write(detector, source, rows, directory, threshold=draw_threshold)
   metrics, curves = measure(source.ground_truth, rows)
   json_files.write_json(directory / 'curves.json', curves, indent=None)
-  recipe = fingerprint(detector.settings, split=split, images=len(source), decimals=decimals, **(about or {}))
+  if left_out := source.annotations.report['degenerate']:
+    logging.warning('%d boxes without a size inside their image are no objects to find, as in training', left_out)
+  known = dict(split=split, images=len(source), left_out=left_out, decimals=decimals)
+  recipe = fingerprint(detector.settings, **known, **(about or {}))
   # Written last: an evaluation with metrics.json is complete.
   json_files.write_json(directory / 'metrics.json', dict(metrics=metrics, fingerprint=recipe))
   sharding.from_all_hosts(json.dumps(metrics))

@@ -9,7 +9,7 @@ import pytest
 
 from tests.tiny_coco import write_tiny_coco
 from triplet_det.data import image_files, pipeline, prepare_tfds
-from triplet_det.data.layouts.coco_json import read_annotations
+from triplet_det.data.layouts.coco_json import read_annotations, read_ground_truth, read_images
 
 
 def _folder(tmp_path, *, objects=1, encoded=None, size=(30, 40), **changes):
@@ -79,8 +79,14 @@ def test_not_json(tmp_path, text):
     (dict(categories=[]), '`categories` is empty'),
     (dict(annotations=[]), '0 annotations for 1 images'),
     (dict(annotations=None), r"without \['annotations'\]"),
-    (dict(images=[dict(id=1, file_name='a.jpg')]), r'images\[0\] needs integers id, height, width'),
-    (dict(images=[dict(id=1, file_name='a.jpg', height=0, width=5)]), r'images\[0\] is 0 x 5 pixels'),
+    (
+      dict(images=[dict(id=1, file_name='a.jpg')]),
+      r'images\[0\]: height must be an integer .*, got nothing in',
+    ),
+    (
+      dict(images=[dict(id=1, file_name='a.jpg', height=0, width=5)]),
+      r'images\[0\]: height must be .*, got 0 in',
+    ),
     (
       dict(images=[dict(id=1, file_name=f'{n}', height=5, width=5) for n in 'ab']),
       r'1 of 2 images share their id',
@@ -99,10 +105,10 @@ def test_not_json(tmp_path, text):
       r'unknown image_id; .* annotations\[0\] with image_id 77',
     ),
     (dict(annotations=[dict(id=1, image_id=1, category_id=1, bbox=[0, 0, 1])]), r'annotations\[0\]: bbox must be 4'),
-    (dict(annotations=[dict(id=1, image_id=1, category_id=1)]), r'annotations\[0\]: bbox must be 4 .* got None'),
+    (dict(annotations=[dict(id=1, image_id=1, category_id=1)]), r'annotations\[0\]: bbox must be 4 .* got nothing in'),
     (
       dict(annotations=[dict(id=1, image_id=1, category_id=1, bbox=[0, 0, float('nan'), 1])]),
-      r'annotations\[0\]: bbox .* is not finite',
+      r'annotations\[0\]: bbox must be 4 finite numbers .*, got \[0, 0, nan, 1\]',
     ),
     (
       dict(annotations=[dict(id=1, image_id=1, category_id=1, bbox=[500, 500, 9, 9])]),
@@ -113,6 +119,140 @@ def test_not_json(tmp_path, text):
 def test_contradictions_in_the_json(tmp_path, changes, message):
   with pytest.raises(ValueError, match=r'a\.json: .*' + message):
     _open(tmp_path, **changes)
+
+
+INT64 = 'an integer of 64 bits'
+SIDE = 'an integer from 1 to 2147483647'
+NAME = 'a name, without control characters'
+BOX = '4 finite numbers (x, y, width, height)'
+AREA = 'a number of pixels, at least 0 (without the key, width x height is taken)'
+
+
+def _json(**rows):
+  """A sound COCO JSON of two images, of whose first image, category and annotation `rows` change keys."""
+  data = dict(
+    images=[dict(id=n, file_name=f'{n}.jpg', height=30, width=40) for n in (1, 2)],
+    categories=[dict(id=1, name='cat'), dict(id=2, name='dog')],
+    annotations=[dict(id=n, image_id=n, category_id=n, bbox=[n, 2, 10, 9], area=90, iscrowd=0) for n in (1, 2)],
+  )
+  for name, changes in rows.items():
+    data[name][0] |= changes
+  return data
+
+
+@pytest.mark.parametrize(
+  'name, key, wanted, values',
+  [
+    ('images', 'id', INT64, ['1', True, 1.5, 2**63, -(2**63) - 1, 10**400, None, [1], {'a': 1}, float('nan'), 1e300]),
+    ('images', 'width', SIDE, ['40', True, 40.5, 0, -40, 2**31, float('inf'), None, [[[[[[[[40]]]]]]]]]),
+    ('images', 'file_name', NAME, [7, None, ['1.jpg'], '', ' ', 'a\0.jpg', 'a\n.jpg', '\ud800.jpg']),
+    ('categories', 'id', INT64, ['1', False, 2**64, None]),
+    ('categories', 'name', NAME, [1, None, '', '\t', 'cat\0', '\udfff']),
+    ('annotations', 'image_id', INT64, ['1', True, [1], None]),
+    ('annotations', 'category_id', INT64, ['1', True, {}, 1.5]),
+    ('annotations', 'bbox', BOX, [None, '1234', [1, 2, 3], [1, 2, 3, 4, 5], ['1', 2, 3, 4], [True, 2, 3, 4]]),
+    ('annotations', 'bbox', BOX, [[[1, 2, 3, 4]], {'x': 1}, [1, 2, None, 4], [1, 2, 10**400, 4], [1, 2, 1e300, 4]]),
+    ('annotations', 'area', AREA, ['90', -1, float('nan'), float('inf'), 10**400, [90], True]),
+    ('annotations', 'iscrowd', 'an integer from 0 to 1', ['0', '1', 2, -1, 0.5, [0]]),
+  ],
+)
+def test_types_and_ranges(tmp_path, name, key, wanted, values):
+  """One reader for all: what it says of each field, with the quotes of a string."""
+  path = tmp_path / 'a.json'
+  for value in values:
+    path.write_text(json.dumps(_json(**{name: {key: value}})))
+    readers = [read_annotations, read_ground_truth, *([read_images] if name != 'annotations' else [])]
+    if key == 'width' and value is None:  # predict can do without
+      assert read_images(path)['images'][0]['width'] is None
+      readers.pop()
+    for read in readers:
+      with pytest.raises(ValueError) as error:
+        read(path)
+      told = str(error.value)
+      assert f'a.json: {name}[0]: {key} must be {wanted}, got ' in told and f'1 of 2 {name}' in told
+      assert 'got 1000000' in told if value == 10**400 else f'got {value!r}'[:11] in told
+      assert len(told) < 600
+
+
+@pytest.mark.parametrize(
+  'name, key, value, read',
+  [
+    ('images', 'id', 1.0, 1),
+    ('images', 'width', 40.0, 40),
+    ('categories', 'id', 1.0, 1),
+    ('annotations', 'image_id', 1.0, 1),
+    ('annotations', 'category_id', 1.0, 1),
+    ('annotations', 'iscrowd', True, 1),
+    ('annotations', 'iscrowd', 0.0, 0),
+  ],
+)
+def test_what_can_only_be_meant_as_an_integer(tmp_path, name, key, value, read):
+  path = tmp_path / 'a.json'
+  path.write_text(json.dumps(_json(**{name: {key: value}})))
+  assert read_annotations(path).report['read_as_integers'] == 1
+  now = read_ground_truth(path)[name][0][key]
+  assert type(now) is int and now == read
+
+
+@pytest.mark.parametrize('value', ['x', None, [], [1], 2**63, True, 1.0, -(2**70), 0])
+def test_annotation_ids_are_nothing_but_an_index(tmp_path, value):
+  path = tmp_path / 'a.json'
+  path.write_text(json.dumps(_json(annotations={'id': value, 'segmentation': {'size': 'odd'}, 'keypoints': None})))
+  assert read_annotations(path).report['renumbered_ids'] == 2
+  assert [row['id'] for row in read_ground_truth(path)['annotations']] == [1, 2]
+
+
+@pytest.mark.parametrize('name', ['images', 'categories', 'annotations'])
+def test_lists_that_are_none(tmp_path, name):
+  path = tmp_path / 'a.json'
+  for value, told in ((3, 'not 3'), ('x', "not 'x'"), ({}, 'not {}'), ([None], rf'{name}\[0\] is None')):
+    path.write_text(json.dumps(_json() | {name: value}))
+    with pytest.raises(ValueError, match=rf'a\.json: `{name}` must be a list of objects, {told}'):
+      read_annotations(path)
+
+
+TEXT = json.dumps(_json())
+
+
+@pytest.mark.parametrize(
+  'written, told',
+  [
+    (
+      TEXT.replace('cat', 'k\xe4tzchen').encode('latin-1'),
+      r"not a text in UTF-8 \(b'\\xe4' at byte \d+\): save it as UTF-8",
+    ),
+    (TEXT.encode('utf-16')[:-1], 'not a text in UTF-16-LE'),
+    (b'[' * 10**6, 'lists or objects inside each other, too deep to read'),
+    (TEXT.replace('90', '[' * 10**6).encode(), 'lists or objects inside each other, too deep to read'),
+    (TEXT.replace('90', '9' * 5000).encode(), 'not a JSON file .* 5000 digits'),
+    (TEXT.replace('90', '1e400').encode(), 'area must be .*, got inf'),
+    (
+      TEXT.replace('"area": 90', '"area": 90, "area": 91').encode(),
+      "the key 'area' has two values .*, 90 and 91",
+    ),
+    (TEXT.encode()[:-1] + b', "images": []}', "the key 'images' has two values in one object"),
+    (TEXT.replace('dog', 'cat').encode(), r"category name listed more than once: \['cat'\]"),
+  ],
+)
+def test_texts_that_are_no_sound_json(tmp_path, written, told):
+  path = tmp_path / 'a.json'
+  path.write_bytes(written)
+  with pytest.raises(ValueError, match=rf'a\.json: .*{told}'):
+    read_annotations(path)
+
+
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-32-le'])
+def test_texts_that_are_read(tmp_path, encoding):
+  path = tmp_path / 'a.json'
+  path.write_text(TEXT[:-1] + ', "info": null}', encoding=encoding)
+  assert read_annotations(path).categories.names == ('cat', 'dog')
+
+
+def test_an_area_that_nobody_asks_for(tmp_path):
+  """That of a box which is left out may be negative, as its width is."""
+  path = tmp_path / 'a.json'
+  path.write_text(json.dumps(_json(annotations={'bbox': [30, 2, -10, 9], 'area': -90})))
+  assert read_annotations(path).report['degenerate'] == 1
 
 
 def test_annotation_id_zero_is_renumbered(tmp_path):

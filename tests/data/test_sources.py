@@ -19,6 +19,7 @@ from tests.tiny_coco import CATEGORIES, write_tiny_coco
 from triplet_det import categories
 from triplet_det.data import prepare_tfds, sources
 from triplet_det.data.layouts.coco_json import read_annotations, read_ground_truth
+from triplet_det.evaluators import coco_ap
 
 
 @pytest.fixture(scope='module')
@@ -211,9 +212,30 @@ def test_repairs_are_counted(tmp_path):
   assert counts == dict(boxes=3, clipped=3, degenerate=3, filled_area=6, filled_iscrowd=6)
   assert found.report['renumbered_ids'] == 6
   truth = read_ground_truth(path)
-  assert [a['id'] for a in truth['annotations']] == [1, 2, 3, 4, 5, 6]
-  assert [a['bbox'] for a in truth['annotations']] == boxes
+  assert [a['id'] for a in truth['annotations']] == [1, 2, 6]  # what training leaves out is no ground truth either
+  assert [a['bbox'] for a in truth['annotations']] == [boxes[0], boxes[1], boxes[5]]
   assert truth['annotations'][0]['area'] == 400
+
+
+def test_what_training_leaves_out_is_no_ground_truth(tmp_path):
+  """Otherwise no detector could reach an AP of 1. From both sources, and counted by both."""
+  tiny = write_tiny_coco(tmp_path / 'coco')
+  data = json.loads(tiny.annotations('val2017').read_text())
+  sound = len(data['annotations'])
+  image = data['images'][1]
+  for box in ([5, 5, 0, 0], [5, 5, -3, 4], [image['width'], 0, 9, 9], [-9, -9, 9, 5], [3, 3, 4, 1e-9]):
+    row = dict(id=len(data['annotations']) + 1, image_id=image['id'], category_id=1, bbox=box, area=9, iscrowd=0)
+    data['annotations'].append(row)
+  _write(tiny.annotations('val2017'), data)
+  prepare_tfds.prepare(prepare_tfds.official_splits(tiny.root, ['val2017']), tmp_path)
+  ours = sources.JsonSource(tiny.images('val2017'), tiny.annotations('val2017'), 'validation')
+  for source in (ours, sources.TfdsSource(data_dir=tmp_path, split='validation')):
+    truth = source.ground_truth['annotations']
+    assert truth == data['annotations'][:sound] and source.annotations.report['degenerate'] == 5
+    assert sum(len(source[i].boxes) for i in range(len(source))) == sound
+    rows = [{key: row[key] for key in ('image_id', 'category_id', 'bbox')} | dict(score=0.9) for row in truth]
+    assert coco_ap.evaluate(source.ground_truth, rows)['AP'] == pytest.approx(1)
+    assert coco_ap.evaluate(data | dict(annotations=data['annotations'][: sound + 1]), rows)['AP'] < 0.99
 
 
 def test_id_zero_and_missing_fields_do_not_cost_ap(tmp_path):

@@ -68,7 +68,7 @@ class Source(abc.ABC):
 
   @functools.cached_property
   def ground_truth(self) -> dict:
-    """The COCO dictionary for pycocotools."""
+    """The COCO dictionary for pycocotools, without the boxes that training leaves out."""
     return read_ground_truth(self.annotations.path, require_boxes=self._require_boxes)
 
 

@@ -1,13 +1,15 @@
 """A COCO JSON, checked and packed: what is wrong is an error or a counted repair.
 
-Two views of one file: `read_annotations` packs the boxes into arrays that are cheap to send to workers, and
-`read_ground_truth` gives pycocotools the dictionary as it was written, with the repairs that pycocotools needs.
+Views of one file: `read_annotations` packs the boxes into arrays that are cheap to send to workers, `read_ground_truth`
+gives pycocotools a dictionary of the same boxes as they were written, and `read_images` says what the images are.
 """
 
-import collections
+import dataclasses
+import itertools
 import json
-import math
-from collections.abc import Mapping
+import reprlib
+import unicodedata
+from collections.abc import Mapping, Sequence
 
 from etils import epath
 
@@ -15,6 +17,15 @@ from triplet_det.categories import CategoryTable
 from triplet_det.data.annotations import Annotations, pack
 
 _WANTED = 'give an object with the lists images, categories and annotations, as COCO has it'
+_INT64 = -(2**63), 2**63 - 1
+_MOST = 1e18  # of a coordinate or an area: far beyond any image, and its products are finite
+_EXACT = 2**53  # larger whole numbers may have lost digits as a float
+_OURS = {'images', 'annotations', 'categories', 'id', 'file_name', 'height', 'width', 'name'} | {
+  *('image_id', 'category_id', 'bbox', 'area', 'iscrowd')
+}
+_shortened = reprlib.Repr()  # strings keep their quotes: '1' is not 1
+_shortened.maxdict, _shortened.maxlist, _shortened.maxstring = 9, 5, 60
+_short = _shortened.repr
 
 
 def read_annotations(path: epath.PathLike, *, require_boxes: bool = True) -> Annotations:
@@ -28,8 +39,7 @@ def read_annotations(path: epath.PathLike, *, require_boxes: bool = True) -> Ann
     FileNotFoundError: there is no such file.
     ValueError: not a COCO JSON, or one that contradicts itself; the message names the file and the numbers.
   """
-  data, repaired = _read_checked(path, require_boxes)
-  packed = pack(data, path, repaired)
+  packed = pack(*_read_checked(path, require_boxes))
   if require_boxes and not len(packed.boxes):
     count = packed.report['degenerate']
     raise ValueError(f'{path}: all {count} boxes are degenerate (no width or height inside the image)')
@@ -37,106 +47,198 @@ def read_annotations(path: epath.PathLike, *, require_boxes: bool = True) -> Ann
 
 
 def read_ground_truth(path: epath.PathLike, *, require_boxes: bool = True) -> dict:
-  """The COCO dictionary for pycocotools, checked; boxes as written, only what pycocotools stumbles over is repaired.
+  """The COCO dictionary for pycocotools, checked: exactly the boxes of `read_annotations`, as they were written.
 
   Raises: as `read_annotations`.
   """
-  return _read_checked(path, require_boxes)[0]
+  data, *about = _read_checked(path, require_boxes)
+  kept = set(pack(data, *about).ids.tolist())
+  return dict(data, annotations=[row for row in data['annotations'] if row['id'] in kept])
 
 
-def _read_checked(path: epath.PathLike, require_boxes: bool) -> tuple[dict, dict[str, list[str]]]:
-  """The JSON after checks and repairs, and what was repaired."""
-  data = _parse(path)
-  needed = ['images', 'categories'] + ['annotations'] * require_boxes
-  missing = [key for key in needed if not isinstance(data.get(key), list)]
-  if missing:
-    raise ValueError(f'{path}: not a COCO JSON, without {missing}; it has {list(data)[:9]}; {_WANTED}')
-  data = {'info': {}, 'annotations': [], **data}  # pycocotools copies `info` into the results
-  for key in ('images', 'categories'):
-    if not data[key]:
-      raise ValueError(f'{path}: `{key}` is empty')
-  if require_boxes and not data['annotations']:
-    raise ValueError(f'{path}: 0 annotations for {len(data["images"])} images (require_boxes=False accepts a test set)')
-  _check_images(path, data['images'])
-  _check_categories(path, data['categories'])
-  _check_annotations(path, data)
-  return data, _repair(data['annotations'])
+def read_images(path: epath.PathLike) -> dict:
+  """A COCO dictionary of which `images`, and `categories` if there are any, are checked; sizes may be missing.
+
+  Raises: as `read_annotations`.
+  """
+  data = _parse(path, ['images'])
+  _check_images(_Rows(path, 'images', data['images']), sizes=False)
+  if data.get('categories') is not None:
+    _check_categories(_Rows(path, 'categories', data['categories']))
+  return data
 
 
-def _parse(path: epath.PathLike) -> dict:
+def _read_checked(path: epath.PathLike, require_boxes: bool) -> tuple[dict, epath.PathLike, dict[str, list[str]]]:
+  """The JSON after checks and repairs, its path, and what was repaired."""
+  data = _parse(path, ['images', 'categories'] + ['annotations'] * require_boxes)
+  if data.get('annotations') is None:
+    data['annotations'] = []
+  images, categories, annotations = lists = [_Rows(path, k, data[k]) for k in ('images', 'categories', 'annotations')]
+  if require_boxes and not annotations.rows:
+    raise ValueError(f'{path}: 0 annotations for {len(images.rows)} images (require_boxes=False accepts a test set)')
+  _check_images(images)
+  _check_categories(categories)
+  repaired = _check_annotations(annotations, images.column('id'), categories.column('id'))
+  repaired['read_as_integers'] = [where for rows in lists for where in rows.read_as_integers]
+  return data, path, repaired
+
+
+def _parse(path: epath.PathLike, needed: Sequence[str]) -> dict:
   path = epath.Path(path).expanduser()
   if not path.is_file():
     there = sorted(str(p) for p in path.parent.glob('*.json')) if path.parent.is_dir() else []
     raise FileNotFoundError(f'no annotations at {path}: give a COCO JSON' + (f', such as {there[0]}' if there else ''))
   try:
-    data = json.loads(path.read_bytes())
+    data = json.loads(path.read_bytes(), object_pairs_hook=_object)
+  except UnicodeDecodeError as e:
+    found = f'{e.object[e.start : e.end]!r} at byte {e.start}'
+    raise ValueError(f'{path}: not a text in {e.encoding.upper()} ({found}): save it as UTF-8; {_WANTED}') from None
+  except RecursionError:
+    raise ValueError(f'{path}: not a COCO JSON: lists or objects inside each other, too deep to read') from None
   except ValueError as e:
     raise ValueError(f'{path}: not a JSON file ({path.stat().length} bytes): {e}; {_WANTED}') from None
   if not isinstance(data, Mapping):
     raise ValueError(f'{path}: not a COCO JSON: the top level is a {type(data).__name__}; {_WANTED}')
+  missing = [key for key in needed if data.get(key) is None]
+  if missing:
+    raise ValueError(f'{path}: not a COCO JSON, without {missing}; it has {_short(list(data))}; {_WANTED}')
   return data
 
 
-def _check_images(path: epath.PathLike, images: list[dict]) -> None:
-  for n, image in enumerate(images):
-    numbers = [image.get(key) for key in ('id', 'height', 'width')]
-    if not all(isinstance(v, int) for v in numbers) or not isinstance(image.get('file_name'), str):
-      raise ValueError(f'{path}: images[{n}] needs integers id, height, width and a file_name, got {_short(image)}')
-    if image['height'] < 1 or image['width'] < 1:
-      raise ValueError(f'{path}: images[{n}] is {image["height"]} x {image["width"]} pixels: {_short(image)}')
-  for key in ('id', 'file_name'):
-    counts = collections.Counter(image[key] for image in images)
-    if more := len(images) - len(counts):
-      doubled = [value for value, count in counts.items() if count > 1]
-      raise ValueError(f'{path}: {more} of {len(images)} images share their {key}: {doubled[:5]}')
+def _object(pairs: list[tuple[str, object]]) -> dict:
+  """A JSON object; of a key that is there twice, one value would be lost without a word."""
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    lost = [(key, value) for key, value in pairs if key in _OURS and value != found[key]]
+    if lost:
+      (key, value), *_ = lost
+      raise ValueError(f'the key {key!r} has two values in one object, {_short(value)} and {_short(found[key])}')
+  return found
 
 
-def _check_categories(path: epath.PathLike, categories: list[dict]) -> None:
-  for n, category in enumerate(categories):
-    if not isinstance(category.get('id'), int) or not isinstance(category.get('name'), str):
-      raise ValueError(f'{path}: categories[{n}] needs an integer id and a name, got {_short(category)}')
-  try:
-    CategoryTable.from_coco(categories)
-  except ValueError as e:
-    raise ValueError(f'{path}: {e}') from None
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+  """A list of objects, checked column by column; only what is wrong is looked for row by row."""
 
+  path: epath.PathLike
+  name: str  # of the list in the JSON
+  rows: list[dict]
+  read_as_integers: list[str] = dataclasses.field(default_factory=list)  # where 640.0 or true became an integer
 
-def _check_annotations(path: epath.PathLike, data: dict) -> None:
-  known = {'image_id': {i['id'] for i in data['images']}, 'category_id': {c['id'] for c in data['categories']}}
-  for key, ids in known.items():
-    strangers = [n for n, annotation in enumerate(data['annotations']) if annotation.get(key) not in ids]
-    if strangers:
-      first = data['annotations'][strangers[0]]
+  def __post_init__(self):
+    if not isinstance(self.rows, list):
+      raise ValueError(f'{self.path}: `{self.name}` must be a list of objects, not {_short(self.rows)}; {_WANTED}')
+    wrong = [] if set(map(type, self.rows)) <= {dict} else [n for n, r in enumerate(self.rows) if type(r) is not dict]
+    if wrong:
+      found = f'{self.name}[{wrong[0]}] is {_short(self.rows[wrong[0]])}'
+      raise ValueError(f'{self.path}: `{self.name}` must be a list of objects, {found}; {_WANTED}')
+
+  def column(self, key: str) -> list:
+    return [row.get(key) for row in self.rows]
+
+  def refuse(self, key: str, wanted: str, wrong: Sequence[int]) -> None:
+    """Raises ValueError about the first of the rows that are `wrong`, if there are any."""
+    if wrong:
+      row = self.rows[wrong[0]]
+      got = _short(row[key]) if key in row else 'nothing'
       raise ValueError(
-        f'{path}: {len(strangers)} of {len(data["annotations"])} annotations have an unknown {key}; the first is '
-        f'annotations[{strangers[0]}] with {key} {first.get(key)}; known: {len(ids)} ids, {_short(sorted(ids))}. '
+        f'{self.path}: {self.name}[{wrong[0]}]: {key} must be {wanted}, got {got} in {_short(row)}; correct it here '
+        f'and wherever it is so, {len(wrong)} of {len(self.rows)} {self.name}'
+      )
+
+  def integers(self, key: str, low: int, high: int, *, optional: bool = False) -> list[int]:
+    """A column of integers; of floats, those that can only be meant as one are taken, and true and false as 1 and 0."""
+    values = self.column(key)
+    if set(map(type, values)) <= {int} and low <= min(values, default=low) and max(values, default=high) <= high:
+      return values
+    for n, value in enumerate(values):
+      is_whole = isinstance(value, float) and value.is_integer() and abs(value) < _EXACT
+      if is_whole or (isinstance(value, bool) and high == 1):
+        values[n] = self.rows[n][key] = int(value)
+        self.read_as_integers.append(f'{self.name}[{n}] {key} {json.dumps(value)}')
+    wrong = [n for n, v in enumerate(values) if not (low <= v <= high if type(v) is int else optional and v is None)]
+    self.refuse(key, 'an integer ' + ('of 64 bits' if (low, high) == _INT64 else f'from {low} to {high}'), wrong)
+    return values
+
+  def texts(self, key: str) -> list[str]:
+    """A column of strings that are names: not blank, without control characters and halves of characters."""
+    values = self.column(key)
+    if not (set(map(type, values)) <= {str} and all(map(str.isprintable, values)) and all(map(str.strip, values))):
+      wrong = [n for n, v in enumerate(values) if not isinstance(v, str) or not v.strip() or _has_controls(v)]
+      self.refuse(key, 'a name, without control characters', wrong)
+    return values
+
+
+def _has_controls(text: str) -> bool:
+  return any(unicodedata.category(character) in ('Cc', 'Cs') for character in text)
+
+
+def _check_images(images: _Rows, *, sizes: bool = True) -> None:
+  if not images.rows:
+    raise ValueError(f'{images.path}: `images` is empty')
+  columns = {'id': images.integers('id', *_INT64), 'file_name': images.texts('file_name')}
+  for side in ('height', 'width'):
+    images.integers(side, 1, 2**31 - 1, optional=not sizes)
+  for key, values in columns.items():
+    if more := len(values) - len(set(values)):
+      seen = set()
+      doubled = [value for value in values if value in seen or seen.add(value)]
+      raise ValueError(f'{images.path}: {more} of {len(values)} images share their {key}: {_short(doubled)}')
+
+
+def _check_categories(categories: _Rows) -> None:
+  if not categories.rows:
+    raise ValueError(f'{categories.path}: `categories` is empty')
+  categories.integers('id', *_INT64)
+  categories.texts('name')
+  try:
+    CategoryTable.from_coco(categories.rows)
+  except ValueError as e:
+    raise ValueError(f'{categories.path}: {e}') from None
+
+
+def _check_annotations(table: _Rows, image_ids: list[int], category_ids: list[int]) -> dict[str, list[str]]:
+  """Fills and renumbers in place; what was repaired -> where."""
+  rows = table.rows
+  for key, ids in (('image_id', set(image_ids)), ('category_id', set(category_ids))):
+    values = table.integers(key, *_INT64)
+    if not ids.issuperset(values):
+      strangers = [n for n, value in enumerate(values) if value not in ids]
+      raise ValueError(
+        f'{table.path}: {len(strangers)} of {len(rows)} annotations have an unknown {key}; the first is '
+        f'annotations[{strangers[0]}] with {key} {values[strangers[0]]}; known: {len(ids)} ids, {_short(sorted(ids))}. '
         f'Correct these, or list what they mean under `{"images" if key == "image_id" else "categories"}`'
       )
-  for n, annotation in enumerate(data['annotations']):
-    box = annotation.get('bbox')
-    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)):
-      raise ValueError(f'{path}: annotations[{n}]: bbox must be 4 numbers (x, y, width, height), got {box}')
-    if not all(map(math.isfinite, box)):
-      raise ValueError(f'{path}: annotations[{n}]: bbox {box} is not finite')
-
-
-def _repair(rows: list[dict]) -> dict[str, list[str]]:
-  """Fills and renumbers in place; what was repaired -> where."""
+  boxes = table.column('bbox')
+  if not (
+    set(map(type, boxes)) <= {list}
+    and set(map(len, boxes)) <= {4}
+    and _are_numbers(list(itertools.chain.from_iterable(boxes)))
+  ):
+    wrong = [n for n, b in enumerate(boxes) if not (isinstance(b, list) and len(b) == 4 and _are_numbers(b))]
+    table.refuse('bbox', '4 finite numbers (x, y, width, height)', wrong)
   repaired = {}
   for key, usual in (('iscrowd', lambda row: 0), ('area', lambda row: row['bbox'][2] * row['bbox'][3])):
-    lacking = [n for n, row in enumerate(rows) if row.get(key) is None]
+    lacking = [n for n, value in enumerate(table.column(key)) if value is None]
     for n in lacking:
       rows[n][key] = usual(rows[n])
     repaired[f'filled_{key}'] = [f'annotations[{n}]' for n in lacking]
-  ids = [row.get('id') for row in rows]
+  table.integers('iscrowd', 0, 1)
+  areas = table.column('area')
+  if not (_are_numbers(areas) and min(areas, default=0) >= 0):
+    # The area of a box of negative size, which is left out, may be negative too.
+    wrong = [n for n, area in enumerate(areas) if not _are_numbers([area]) or area < 0 < min(boxes[n][2:])]
+    table.refuse('area', 'a number of pixels, at least 0 (without the key, width x height is taken)', wrong)
+  ids = table.column('id')
   # pycocotools marks an unmatched detection by annotation id 0 and indexes annotations by id.
-  unsound = any(not isinstance(i, int) or i == 0 for i in ids) or len(set(ids)) < len(ids)
-  if unsound:
-    for n, row in enumerate(rows, start=1):
-      row['id'] = n
-  return dict(repaired, renumbered_ids=[f'annotations[{n}]' for n in range(len(rows) * unsound)])
+  sound = set(map(type, ids)) <= {int} and 0 not in ids and len(set(ids)) == len(ids)
+  if sound := sound and _INT64[0] <= min(ids, default=1) and max(ids, default=1) <= _INT64[1]:
+    return dict(repaired, renumbered_ids=[])
+  for n, row in enumerate(rows, start=1):
+    row['id'] = n
+  return dict(repaired, renumbered_ids=[f'annotations[{n}]' for n in range(len(rows))])
 
 
-def _short(value: object) -> str:
-  text = str(value)
-  return text if len(text) <= 120 else text[:117] + '...'
+def _are_numbers(values: Sequence) -> bool:
+  """Whether all are numbers that can be worked with: NaN, infinity and what is written as text are not."""
+  return set(map(type, values)) <= {int, float} and all(-_MOST <= value <= _MOST for value in values)
