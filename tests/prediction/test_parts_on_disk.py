@@ -173,10 +173,10 @@ def test_ids_of_an_annotation_file(files, tmp_path):
     over_files.predict(stand_in(), files[:2], tmp_path, **options, annotations=tmp_path / 'known.json')
   content['categories'].pop()
   (tmp_path / 'known.json').write_text(json.dumps(content))
-  with pytest.raises(ValueError, match='lacks 1 of the 3 classes of the detector: dog'):
+  with pytest.raises(ValueError, match="lacks 1 of the 3 classes of the detector: 'dog'; it has 'cow', 'cat': give"):
     over_files.predict(stand_in(), chosen, tmp_path, **options, annotations=tmp_path / 'known.json')
   (tmp_path / 'known.json').write_text('[]')
-  with pytest.raises(ValueError, match='is not a COCO JSON'):
+  with pytest.raises(ValueError, match='not a COCO JSON: the top level is a list'):
     over_files.predict(stand_in(), chosen, tmp_path, **options, annotations=tmp_path / 'known.json')
   with pytest.raises(FileNotFoundError, match='no annotations'):
     over_files.predict(stand_in(), chosen, tmp_path, **options, annotations=tmp_path / 'unknown.json')

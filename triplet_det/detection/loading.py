@@ -135,12 +135,21 @@ def read_weights(checkpoint: epath.PathLike) -> tuple[dict, Any]:
   return checkpoints.load_weights(checkpoint)
 
 
-def read_image(path: epath.PathLike) -> np.ndarray:
-  """An image file as uint8 RGB [height, width, 3]; FileNotFoundError, or ValueError if it cannot be decoded."""
+def read_image(path: epath.PathLike, *, size: tuple[int, int] | None = None) -> np.ndarray:
+  """An image file as uint8 RGB [height, width, 3].
+
+  Args:
+    path: of the file.
+    size: (height, width) that annotations claim, if known.
+
+  Raises:
+    FileNotFoundError: it is not there.
+    ValueError: it cannot be decoded, or is of another size.
+  """
   path = epath.Path(path)
   if not path.exists():
     raise FileNotFoundError(f'no image {path}: give a file that is there')
-  return image_files.decode_image(path.read_bytes(), str(path))
+  return image_files.decode_image(path.read_bytes(), str(path), size=size)
 
 
 def _as_array(image) -> np.ndarray:

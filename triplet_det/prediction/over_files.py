@@ -83,12 +83,12 @@ def predict(
     shard: the share of this process; with several, `merge_parts.merge` makes the results when all are done.
 
   Raises:
-    ValueError: annotations that do not fit, or a run of other settings was begun in `out`.
+    ValueError: annotations that do not fit the files, or a run of other settings was begun in `out`.
   """
-  categories, ids = loaded.categories, [None] * len(paths)
+  categories, ids, sizes = loaded.categories, [None] * len(paths), [None] * len(paths)
   if annotations is not None:
     known = coco_image_ids.read_ids(annotations, paths, categories)
-    categories, ids, coco = known.categories, known.images, True
+    categories, ids, sizes, coco = known.categories, known.images, known.sizes, True
   names = picture_names(paths)
   about = dict(
     loaded.about,
@@ -106,7 +106,7 @@ def predict(
     part.begin(about)
     before = part.summary.images
     if part.frames is None:
-      work = _Work(loaded, paths, part, shard)
+      work = _Work(loaded, paths, sizes, part, shard)
       progress = ProgressLine(work.total(), len(part.done), prefix='predict', unit='image')
       for place, found in loaded.tester.stream(work):
         image, path = work.images.pop(place), paths[place.item]
@@ -138,8 +138,15 @@ class _Work:
     frames: videos' numbers of frames by their items, as far as they were read.
   """
 
-  def __init__(self, loaded: LoadedDetector, paths: Sequence[Path], part: Part, shard: Shard):
-    self._loaded, self._paths, self._part, self._shard = loaded, paths, part, shard
+  def __init__(
+    self,
+    loaded: LoadedDetector,
+    paths: Sequence[Path],
+    sizes: Sequence[tuple[int, int] | None],  # (height, width) that annotations claim, if known
+    part: Part,
+    shard: Shard,
+  ):
+    self._loaded, self._paths, self._sizes, self._part, self._shard = loaded, paths, sizes, part, shard
     self.images: dict[Place, np.ndarray] = {}
     self.frames: dict[int, int] = {}
 
@@ -173,7 +180,7 @@ class _Work:
         self.frames[item] = frame + 1
         yield frame, image
     elif self._is_wanted(Place(item, 0)):
-      yield 0, read_image(path)
+      yield 0, read_image(path, size=self._sizes[item])
 
   def _is_wanted(self, place: Place) -> bool:
     return self._shard.has(place) and place not in self._part.done
