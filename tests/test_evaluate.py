@@ -187,6 +187,21 @@ def test_boxes_without_a_size_are_left_out_and_counted(coco, source, tmp_path, c
   assert '2 boxes without a size inside their image are no objects to find, as in training' in caplog.text
 
 
+def test_the_fingerprint_without_git_and_with_another_opencv(monkeypatch):
+  version = evaluate.metadata.version
+
+  def of_those_installed(name):
+    if name.startswith('opencv'):
+      raise evaluate.metadata.PackageNotFoundError(name)
+    return version(name)
+
+  monkeypatch.setenv('PATH', '')
+  monkeypatch.setattr(evaluate.metadata, 'version', of_those_installed)
+  recipe = evaluate.fingerprint(Settings(), step=7)
+  assert (recipe['step'], recipe['commit']) == (7, None)
+  assert set(recipe['versions']) == {'jax', 'flax', 'pycocotools'}
+
+
 @pytest.fixture(scope='module')
 def imperfect(source, tmp_path_factory):
   """Boxes moved by some pixels, some of the wrong class, and false ones: the metrics, and the folder."""

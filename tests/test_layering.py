@@ -54,7 +54,7 @@ STOREYS = {
   'run': [
     ['config_flag'],
     ['command_line', 'metric_writers'],
-    ['checkpoints', 'config_limits', 'json_files', 'output_paths', 'progress', 'stop_signal'],
+    ['checkpoints', 'config_limits', 'json_files', 'output_paths', 'own_commit', 'progress', 'stop_signal'],
   ],
   'training': [
     ['finetune'],

@@ -1,9 +1,9 @@
 """Every image of a split exactly once -> detections -> COCO results JSON, metrics, curves and pictures."""
 
+import contextlib
 import dataclasses
 import json
 import re
-import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 
@@ -19,6 +19,7 @@ from triplet_det.detection.settings import Settings
 from triplet_det.devices import sharding
 from triplet_det.evaluators import best_and_worst, coco_ap, false_discovery
 from triplet_det.run import json_files
+from triplet_det.run.own_commit import own_commit
 from triplet_det.run.progress import ProgressLine
 from triplet_det.structs import Detections
 
@@ -117,17 +118,15 @@ def measure(ground_truth: Mapping, rows: Sequence[Mapping]) -> tuple[dict[str, f
 
 def fingerprint(settings: Settings, **about) -> dict:
   """How a metric came about: test settings, facts given, versions and commit."""
-  versions = {name: metadata.version(name) for name in ('jax', 'flax', 'pycocotools', 'opencv-python-headless')}
-  here = epath.Path(__file__).parent
-  git = subprocess.run(
-    ['git', '-C', str(here), 'describe', '--always', '--dirty'], capture_output=True, text=True, check=False
-  )
-  commit = git.stdout.strip() or None
+  versions = {}
+  for name in ('jax', 'flax', 'pycocotools', 'opencv-python-headless'):
+    with contextlib.suppress(metadata.PackageNotFoundError):  # cv2 may come from another package
+      versions[name] = metadata.version(name)
   return dict(
     about,
     test=dataclasses.asdict(settings),
     triplet_det=triplet_det.__version__,
-    commit=commit,
+    commit=own_commit(),
     device=jax.devices()[0].device_kind,
     devices=jax.device_count(),
     versions=versions,
