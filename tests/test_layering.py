@@ -34,7 +34,7 @@ STOREYS = {
   'detection': [
     ['loading'],
     ['exported_file', 'paper_figures', 'trained_network'],
-    ['inference'],
+    ['exported_contents', 'inference'],
     ['batches'],
     ['result', 'settings'],
     ['canvas', 'central_region', 'coco_results', 'decode', 'demo', 'nms'],

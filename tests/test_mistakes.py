@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests import forks
+from tests import foreign_export, forks
 from tests.tiny_coco import CATEGORIES, write_tiny_coco
 from triplet_det import train
 from triplet_det.categories import COCO, CategoryTable
@@ -744,6 +744,21 @@ VERSIONS = {
   ),
 }
 
+STRANGERS = {
+  'an exported program that calls into the process': predict(
+    '--checkpoint={tmp}/foreign_call.zip',
+    given='{tmp}/foreign_call.zip: the program for 511 x 511 has the operation stablehlo.custom_call "stranger"',
+    possible='triplet_det.export never writes that, it is not run',
+    do='export the detector again',
+  ),
+  'an exported file that unpacks to much more': predict(
+    '--checkpoint={tmp}/bomb.zip',
+    given='{tmp}/bomb.zip is not a whole file of triplet_det.export (1',
+    possible='bytes that unpack to 134217856, more than 67108864',
+    do='give one that is, or a run folder',
+  ),
+}
+
 SCRIPTS = {
   'a table that is not in the paper': script(
     'paper/tables',
@@ -848,7 +863,7 @@ SCRIPTS = {
   ),
 }
 
-MISTAKES = PATHS | CONFIGS | DATA | FIELDS | DEVICES | CHECKPOINTS | COMMANDS | CALLS | VERSIONS | SCRIPTS
+MISTAKES = PATHS | CONFIGS | DATA | FIELDS | DEVICES | CHECKPOINTS | COMMANDS | CALLS | VERSIONS | STRANGERS | SCRIPTS
 
 
 def write_run(folder: Path, state, *, model=None, categories=None, test=None) -> None:
@@ -923,6 +938,11 @@ def write_files(folder: Path) -> dict[str, Path]:
   ):
     with zipfile.ZipFile(folder / f'{name}.zip', 'w') as file:
       file.writestr(entry, text)
+  foreign_export.write_file(
+    folder / 'foreign_call.zip', foreign_export.changed(foreign_export.foreign_call('stranger')), canvas=(511, 511)
+  )
+  zeros = foreign_export.npz(np.savez_compressed, a=np.zeros(2**25, np.float32))
+  foreign_export.write_file(folder / 'bomb.zip', weights=zeros)
   (folder / 'bug.py').write_text('\n\ndef get_config():\n  return unknown\n')
   (folder / 'no_function.py').write_text('config = {}\n')
   page = 'from triplet_det.configs import shapes\n\n\ndef get_config():\n  return shapes.get_config()\n'

@@ -22,7 +22,7 @@ from flax import traverse_util
 from jax import export as jax_export
 
 import triplet_det
-from triplet_det.detection import inference, loading, trained_network
+from triplet_det.detection import exported_contents, inference, loading, trained_network
 from triplet_det.detection.batches import Canvases, canvases_of
 from triplet_det.detection.canvas import Placement
 from triplet_det.detection.exported_file import FORMAT, SIDECAR, SUFFIX, WEIGHTS, Program, Sidecar
@@ -129,24 +129,29 @@ def export(
       triplet_det=triplet_det.__version__, jax=jax.__version__, date=datetime.datetime.now(datetime.UTC).isoformat()
     ),
   )
+  exported_contents.check_sidecar(json.loads(json.dumps(dataclasses.asdict(sidecar))), out)
   unfinished = out.with_name(f'unfinished_{out.name}')
   with zipfile.ZipFile(unfinished, 'w', zipfile.ZIP_DEFLATED) as archive:
     archive.writestr(SIDECAR, json.dumps(dataclasses.asdict(sidecar), indent=1))
     for one in programs:
-      archive.writestr(one.file, lower(program, weights, one.canvases, platforms, batch_size))
+      archive.writestr(one.file, lower(program, weights, one.canvases, settings, platforms, batch_size))
     archive.writestr(zipfile.ZipInfo(WEIGHTS), _as_npz(weights))
   unfinished.replace(out)
   return sidecar
 
 
-def lower(program: Callable, weights: dict, canvases: Canvases, platforms: Sequence[str], batch_size: int) -> bytes:
-  """The program for canvases of these sizes, serialised."""
+def lower(
+  program: Callable, weights: dict, canvases: Canvases, settings: Settings, platforms: Sequence[str], batch_size: int
+) -> bytes:
+  """The program for canvases of these sizes, serialised, and accepted by `exported_contents`."""
   start = time.monotonic()
   shaped = jax.ShapeDtypeStruct
   pairs = [shaped((batch_size, 2), np.float32) for _ in canvases]
   pixels = [shaped((batch_size, *one, 3), np.uint8) for one in canvases]
   shapes = jax.tree.map(lambda a: shaped(a.shape, a.dtype), weights)
-  exported = jax_export.export(jax.jit(program), platforms=tuple(platforms))(shapes, pixels, pairs, pairs, pairs)
+  arguments = shapes, pixels, pairs, pairs, pairs
+  exported = jax_export.export(jax.jit(program), platforms=tuple(platforms))(*arguments)
+  exported_contents.check_program(exported, arguments, settings.max_detections, f'the program for {canvases}')
   try:
     serialised = exported.serialize()
   except ImportError as error:

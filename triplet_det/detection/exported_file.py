@@ -7,11 +7,13 @@ The file is a zip:
 """
 
 import dataclasses
+import io
 import json
 import time
 import zipfile
+import zlib
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -20,6 +22,7 @@ from etils import epath
 from jax import export as jax_export
 
 from triplet_det.categories import CategoryTable
+from triplet_det.detection import exported_contents
 from triplet_det.detection.batches import Canvases, Keyed, canvases_of, detect, in_batches, place_batch
 from triplet_det.detection.settings import settings_for
 from triplet_det.devices import compiler
@@ -81,19 +84,22 @@ class ExportedDetector:
 
     Raises:
       FileNotFoundError: no file there.
-      ValueError: not such a file, of a newer format, or exported for other devices than this process has.
+      ValueError: not such a file, with what `export` does not write, of a newer format, or exported for other devices
+        than this process has.
     """
     path = epath.Path(path).expanduser()
     if not path.exists():
       raise FileNotFoundError(f'no exported detector {path}: give a file of triplet_det.export, or a run folder')
     try:
       with path.open('rb') as file, zipfile.ZipFile(file) as archive:
+        packed = file.seek(0, io.SEEK_END)
+        exported_contents.check_sizes(archive, packed)
         self.sidecar = _read_sidecar(archive, path)
-        self._serialised = {one.canvases: archive.read(one.file) for one in self.sidecar.programs}
+        self._serialised = {one.canvases: exported_contents.read(archive, one.file) for one in self.sidecar.programs}
         self.weights_digest = f'{archive.getinfo(WEIGHTS).CRC:08x}'
         with archive.open(WEIGHTS) as weights:
-          self._weights = jax.device_put(dict(np.load(weights)))
-    except (zipfile.BadZipFile, KeyError) as error:
+          self._weights = jax.device_put(_read_weights(weights, packed, path))
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError) as error:
       raise ValueError(
         f'{path} is not a whole file of triplet_det.export ({error}): give one that is, or a run folder'
       ) from error
@@ -117,7 +123,13 @@ class ExportedDetector:
     """Yields (key, Detections) for every (key, image) as batches fill, not in order, as `inference.Detector`."""
     max_waiting = max_waiting or 16 * self.batch_size
     batches = in_batches(keyed_images, self.settings, self.batch_size, max_waiting, self.canvases_for)
-    return detect(batches, self._launch, self.settings)
+    for key, found in detect(batches, self._launch, self.settings):
+      if not (np.isin(found.classes, range(len(self.categories))).all() and np.isfinite(found.boxes).all()):
+        raise ValueError(
+          f'{self._path}: its program gives boxes that are not finite, or classes beyond its {len(self.categories)} '
+          'categories: export the detector again'
+        )
+      yield key, found
 
   def canvases_for(self, image: np.ndarray, key: Hashable) -> Canvases:
     """The smallest canvases of the file that hold the image; ValueError says what there is if it is too large."""
@@ -146,19 +158,37 @@ class ExportedDetector:
     if canvases not in self._programs:
       start = time.monotonic()
       exported = _deserialise(self._serialised[canvases], self._path, self.sidecar)
-      self._programs[canvases] = jax.jit(exported.call).lower(*arguments).compile(compiler.options(jax.devices()[0]))
       name = Program('', canvases)
+      what = f'{self._path}: the program for {name}'
+      limit = exported_contents.check_program(exported, arguments, self.settings.max_detections, what)
+      try:
+        lowered = jax.jit(exported.call).lower(*arguments)
+      except (ValueError, LookupError) as error:  # it is not for these devices, or not what it says of itself
+        raise ValueError(f'{what} cannot be run here: {str(error).splitlines()[0]}') from error
+      compiled = lowered.compile(compiler.options(jax.devices()[0]))
+      needed = getattr(compiled.memory_analysis(), 'temp_size_in_bytes', 0)  # None where a backend does not say it
+      if needed > limit:
+        raise ValueError(
+          f'{what} needs {needed} bytes beside its arguments, at most {limit} are sensible: export again'
+        )
+      self._programs[canvases] = compiled
       logging.info('compiled canvas %s in %.1f s (program %d)', name, time.monotonic() - start, self.num_programs)
     return self._programs[canvases]
 
 
 def _read_sidecar(archive: zipfile.ZipFile, path: epath.Path) -> Sidecar:
-  content = json.loads(archive.read(SIDECAR))
+  try:
+    content = json.loads(exported_contents.read(archive, SIDECAR))
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f'{path}: {SIDECAR} in it is no JSON ({error}): export the detector again') from error
+  if type(content['format']) is not int:
+    raise TypeError(f'its format is {content["format"]!r}')
   if content['format'] > FORMAT:
     raise ValueError(
       f'{path} is of format {content["format"]} (triplet_det {content["versions"]["triplet_det"]}), this triplet_det '
       f'reads formats up to {FORMAT}: update it'
     )
+  exported_contents.check_sidecar(content, path)
   sidecar = Sidecar.from_json(content)
   backend = jax.default_backend()
   names = ('cuda', 'rocm') if backend == 'gpu' else (backend,)
@@ -168,6 +198,20 @@ def _read_sidecar(archive: zipfile.ZipFile, path: epath.Path) -> Sidecar:
       f'--platforms {names[0]}, or choose another device, JAX_PLATFORMS={sidecar.platforms[0]}'
     )
   return sidecar
+
+
+def _read_weights(file: IO[bytes], packed: int, path: epath.Path) -> dict[str, np.ndarray]:
+  try:
+    archive = np.load(file, allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+      raise ValueError('one array instead of many with names')
+    exported_contents.check_sizes(archive.zip, packed)
+    weights = dict(archive)
+  except (ValueError, MemoryError) as error:  # what NumPy says of an array that is not what its header claims
+    raise ValueError(f'{path}: {WEIGHTS} in it is not as triplet_det.export writes it: {error}') from error
+  if foreign := [f'{name} of {array.dtype}' for name, array in weights.items() if array.dtype.kind != 'f']:
+    raise ValueError(f'{path}: {WEIGHTS} has {foreign[0]}, weights are floating-point numbers: export it again')
+  return weights
 
 
 def _deserialise(serialised: bytes, path: epath.Path, sidecar: Sidecar) -> jax_export.Exported:
