@@ -1,8 +1,11 @@
 """A detector in one file: norms folded, programs without the network's code, the checkpoint's boxes."""
 
 import dataclasses
+import io
+import itertools
 import json
 import os
+import random
 import subprocess
 import sys
 import zipfile
@@ -228,6 +231,46 @@ def test_files_that_cannot_be_run_say_why(two_scales, tmp_path):
     triplet_det.load(rewritten(two_scales, tmp_path / 'tpu.zip', platforms=['tpu']))
   with pytest.raises(ValueError, match=r'is of format 2 .*reads formats up to 1'):
     triplet_det.load(rewritten(two_scales, tmp_path / 'new.zip', format=2))
+
+
+def test_a_flipped_bit_in_a_file_is_harmless_or_found(two_scales, tmp_path):
+  """In the entries, or in what zip writes around them, where it may go unnoticed without harm."""
+  content, draw, found = two_scales.read_bytes(), random.Random(0), set()
+  sound = exported_file.ExportedDetector(two_scales)
+  with zipfile.ZipFile(two_scales) as archive:
+    starts = [*(info.header_offset for info in archive.infolist()), archive.start_dir, len(content) - 22, len(content)]
+  regions = [pair for pair in itertools.pairwise(starts) for _ in range(4)]
+  for start, end in [*regions, *[(archive.start_dir, len(content))] * 30]:
+    bit = draw.randrange(8 * start, 8 * end)
+    flipped = bytearray(content)
+    flipped[bit // 8] ^= 1 << bit % 8
+    (tmp_path / 'flipped.zip').write_bytes(flipped)
+    try:
+      got = exported_file.ExportedDetector(tmp_path / 'flipped.zip')
+    except ValueError as error:
+      assert f'{tmp_path}/flipped.zip is not a whole file of triplet_det.export' in str(error)
+      found.add(start)
+    else:
+      assert got.sidecar == sound.sidecar and got._serialised == sound._serialised
+      jax.tree.map(np.testing.assert_array_equal, got._weights, sound._weights)
+  assert set(starts[:-3]) <= found  # all entries
+
+
+def test_weights_that_are_not_finite(two_scales, tmp_path):
+  with zipfile.ZipFile(two_scales) as there, zipfile.ZipFile(tmp_path / 'nan.zip', 'w') as copy:
+    for name in there.namelist():
+      content = there.read(name)
+      if name == 'weights.npz':
+        weights = dict(np.load(io.BytesIO(content)))
+        name_of_one = sorted(weights)[3]
+        weights[name_of_one] = np.full_like(weights[name_of_one], np.nan)
+        content = export._as_npz(weights)
+      copy.writestr(name, content)
+  size = weights[name_of_one].size
+  with pytest.raises(
+    ValueError, match=rf'nan\.zip cannot detect: {size} numbers of {name_of_one} are not finite\. Give'
+  ):
+    triplet_det.load(tmp_path / 'nan.zip')
 
 
 def test_sizes_are_width_by_height():

@@ -54,7 +54,8 @@ STOREYS = {
   'run': [
     ['config_flag'],
     ['command_line', 'metric_writers'],
-    ['checkpoints', 'config_limits', 'json_files', 'output_paths', 'own_commit', 'progress', 'stop_signal'],
+    ['checkpoints'],
+    ['array_digest', 'config_limits', 'json_files', 'output_paths', 'own_commit', 'progress', 'stop_signal'],
   ],
   'training': [
     ['finetune'],

@@ -863,7 +863,18 @@ SCRIPTS = {
   ),
 }
 
-MISTAKES = PATHS | CONFIGS | DATA | FIELDS | DEVICES | CHECKPOINTS | COMMANDS | CALLS | VERSIONS | STRANGERS | SCRIPTS
+FLIPPED = {
+  'a flipped bit in a record': predict(
+    '--checkpoint={tmp}/flipped',
+    given='the checkpoint {tmp}/flipped/best/4 cannot be read',
+    possible='its record is not what was saved, by its digest',
+    do='Copy it again, or give another one',
+  ),
+}
+
+MISTAKES = (
+  PATHS | CONFIGS | DATA | FIELDS | DEVICES | CHECKPOINTS | COMMANDS | CALLS | VERSIONS | STRANGERS | SCRIPTS | FLIPPED
+)
 
 
 def write_run(folder: Path, state, *, model=None, categories=None, test=None) -> None:
@@ -893,13 +904,15 @@ def write_runs(folder: Path, overrides: dict) -> None:
   write_run(folder / 'averages', little | {'average': little}, model=built.model)
   write_run(folder / 'other_sizes', little, model=built.model | {'dims': (8, 16)})
   write_run(folder / 'other_classes', little, model=built.model | {'num_classes': 80}, categories=COCO)
-  for name in ('broken', 'newer_record'):
+  for name in ('broken', 'newer_record', 'flipped'):
     write_run(folder / name, little)
   write_run(folder / 'newer_test', little, model=built.model, test=dict(scales=(1.0,), center_scale=1.0, spirit=1))
   for data in (folder / 'broken/best/4/state').rglob('d/*'):
     data.unlink()
   record = folder / 'newer_record/best/4/record/metadata'
   record.write_text(json.dumps(json.loads(record.read_text()) | {'spirit': 1}))
+  record = folder / 'flipped/best/4/record/metadata'
+  record.write_text(record.read_text().replace('"step": 4', '"step": 5'))  # one bit
   metrics = folder / 'old_metrics/eval/step_000004/metrics.json'
   metrics.parent.mkdir(parents=True)
   metrics.write_text('{"metrics": {"AP": 0.5}}')

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,8 @@ import pytest
 
 from triplet_det.categories import CategoryTable
 from triplet_det.devices import sharding
-from triplet_det.run.checkpoints import Checkpoints, RunRecord, Unreadable, load_weights
+from triplet_det.run import array_digest
+from triplet_det.run.checkpoints import Checkpoints, NonFinite, RunRecord, Unreadable, load_weights
 from triplet_det.training.train_step import TrainState
 
 ROOT = Path(__file__).parents[2]
@@ -294,3 +296,142 @@ def test_moving_averages_are_what_is_used(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, variables, jax.device_get(average))
   with pytest.raises(ValueError, match=r'checkpoints/3 keeps moving averages, this run keeps none: give the'):
     restore(tmp_path)
+
+
+def flip(path, bit):
+  content = bytearray(path.read_bytes())
+  content[bit // 8] ^= 1 << bit % 8
+  path.write_bytes(content)
+
+
+@pytest.fixture(scope='module')
+def large(tmp_path_factory):
+  """A run folder whose best weights are kilobytes, so that most bits are theirs; and the weights."""
+  workdir = tmp_path_factory.mktemp('large') / 'run'
+  weights = np.random.default_rng(0).normal(size=(3, 3, 16, 32)).astype(np.float32)
+  variables = {'params': {'conv': {'kernel': weights}}, 'batch_stats': {'mean': np.arange(8, dtype=np.float32)}}
+  checkpoints = Checkpoints(workdir)
+  checkpoints.save_best(variables, record_at(2, metrics={'AP': 0.25}))
+  checkpoints.close()
+  return workdir, variables
+
+
+def test_a_flipped_bit_is_harmless_or_found(large, tmp_path):
+  """In any file of a checkpoint, and at least one in every kind of file."""
+  source, variables = large
+  draw = random.Random(0)
+  names = sorted(p.relative_to(source) for p in (source / 'best/2').rglob('*') if p.is_file())
+  biggest = max(names, key=lambda name: (source / name).stat().st_size)
+  want, found = load_weights(source)[1], []
+  for number, name in enumerate([*names, *['best/2/record/metadata'] * 8, *[biggest] * 8]):
+    workdir = Path(shutil.copytree(source, tmp_path / str(number)))
+    flip(workdir / name, draw.randrange(8 * (workdir / name).stat().st_size))
+    try:
+      got, record = load_weights(workdir)
+    except Unreadable as error:
+      assert f'the checkpoint {workdir}/best/2 cannot be read: ' in str(error)
+      found.append(str(name))
+    else:
+      assert jax.tree.structure(got) == jax.tree.structure(variables)
+      jax.tree.map(np.testing.assert_array_equal, got, variables)
+      assert record == want
+  assert {'best/2/record/metadata', str(biggest)} <= set(found)
+
+
+def test_flipped_weights_are_named_and_give_way(workdir, caplog):
+  """The file system returns other numbers without an error: only the digest can tell."""
+  record = workdir / 'checkpoints/4/record/metadata'
+  content = json.loads(record.read_text())
+  content['digest']['params'] = '0' * 8
+  del content['digest']['record']
+  content['digest']['record'] = array_digest.of_texts([json.dumps(content, sort_keys=True)])
+  record.write_text(json.dumps(content))
+  with pytest.raises(Unreadable, match=r'4 cannot be read: ValueError: params: not the numbers that were saved, by'):
+    load_weights(workdir, which='checkpoints')
+  with caplog.at_level(logging.WARNING):
+    assert_is(restore(workdir)[0], 2)
+  assert 'checkpoints/4 cannot be read (ValueError: params: not the numbers that were saved' in caplog.text
+
+
+def test_a_checkpoint_without_a_digest_is_taken_with_a_warning(workdir, caplog):
+  for path in workdir.glob('*/*/record/metadata'):
+    content = json.loads(path.read_text())
+    del content['digest'], content['evaluated_on']
+    path.write_text(json.dumps(content))
+  with caplog.at_level(logging.WARNING):
+    assert_is(restore(workdir)[0], 4)
+    load_weights(workdir)
+  for name in ('checkpoints/4', 'best/2'):
+    assert f'{name} is of an older version, without a digest: not checked for flipped bits' in caplog.text
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64, jnp.bfloat16, np.int32, bool])
+def test_the_digest_of_arrays(dtype):
+  """That of other numbers, shapes, types and names is another; that of arrays on a device is the same."""
+  x = np.arange(24).reshape(2, 3, 4).astype(dtype)
+  digest, faulty = array_digest.measure({'a': {'x': x}, 'b': np.ones(())})
+  assert set(digest) == {'a', 'b', 'names'} and not faulty
+  if dtype is not np.float64:
+    assert array_digest.measure({'a': {'x': jnp.asarray(x)}, 'b': np.ones(())})[0] == digest
+  others = x.copy(), x.reshape(4, 6), x.view(np.uint8), x[::-1]
+  others[0][1, 2, 3] = 0
+  found = [array_digest.measure({'a': {'x': other}})[0]['a'] for other in others]
+  found += [array_digest.measure({'a': {'y': x}})[0]['a'], digest['a']]
+  assert len(set(found)) == len(found)
+
+
+def test_what_is_not_finite_is_neither_saved_nor_read(workdir, caplog):
+  bad = jax.tree.map(lambda x: x, state_at(6))
+  bad.params['conv']['kernel'] = bad.params['conv']['kernel'].at[0, 0, :2].set(jnp.nan)
+  checkpoints = Checkpoints(workdir)
+  for state in (bad, state_at(6).replace(opt_state={'mu': {'x': jnp.asarray([1, jnp.inf])}})):
+    with pytest.raises(NonFinite, match=r'^(2 numbers of params/conv/kernel|1 numbers of opt_state/mu/x) are not fi'):
+      checkpoints.save(state, record_at(6))
+  with pytest.raises(NonFinite):
+    checkpoints.save_best(bad.variables, record_at(6))
+  checkpoints.close()
+  assert {p.name for p in (workdir / 'checkpoints').iterdir()} == {'2', '4'}
+  assert [p.name for p in (workdir / 'best').iterdir()] == ['2']
+
+
+def test_what_an_older_version_saved_not_finite(tmp_path, monkeypatch, caplog):
+  measure = array_digest.measure
+  bad = state_at(4).replace(batch_stats={'mean': jnp.full(4, jnp.nan)})
+  with monkeypatch.context() as patch:
+    patch.setattr(array_digest, 'measure', lambda tree: (measure(tree)[0], {}))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state_at(2), record_at(2))
+    checkpoints.save(bad, record_at(4))
+    checkpoints.close()
+  with pytest.raises(NonFinite, match=r'the checkpoint .*/4 is of a run that diverged: 4 numbers of batch_stats/mean'):
+    load_weights(tmp_path)
+  with caplog.at_level(logging.WARNING):
+    assert_is(restore(tmp_path)[0], 2)
+  assert 'checkpoints/4 cannot be read (NonFinite: 4 numbers of batch_stats/mean are not finite)' in caplog.text
+
+
+def test_a_state_that_diverged_gives_way(workdir, caplog):
+  for step, left in ((4, 2), (2, None)):
+    checkpoints = Checkpoints(workdir)
+    checkpoints.mark_diverged(step)
+    checkpoints.mark_diverged(99)  # not kept
+    checkpoints.close()
+    with caplog.at_level(logging.WARNING):
+      found = restore(workdir)
+    assert (found[1].step if found else None) == left
+    assert f'the loss of the step after {workdir}/checkpoints/{step} was not finite: it is now' in caplog.text
+    assert (workdir / f'checkpoints_diverged/{step}/state').exists()
+
+
+def test_the_best_of_other_data_and_of_an_earlier_step(workdir, caplog):
+  checkpoints = Checkpoints(workdir)
+  assert checkpoints.best_metric('AP', 'today') == 0.25  # an older version did not note the data
+  checkpoints.save_best(state_at(2).variables, record_at(2, metrics={'AP': 0.5}, evaluated_on='one'))
+  assert checkpoints.best_metric('AP', 'one') == 0.5
+  with caplog.at_level(logging.WARNING):
+    assert checkpoints.best_metric('AP', 'other') == float('-inf')
+  assert 'the best AP so far, 0.500 of step 2, is of other evaluation data: it is not compared' in caplog.text
+  checkpoints.save_best(state_at(1).variables, record_at(1, metrics={'AP': 0.1}, evaluated_on='other'))
+  assert checkpoints.best_metric('AP', 'other') == 0.1
+  checkpoints.close()
+  assert [p.name for p in (workdir / 'best').iterdir()] == ['1']

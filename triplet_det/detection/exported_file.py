@@ -4,6 +4,7 @@ The file is a zip:
   detector.json   how to prepare images and read the results: `Sidecar`
   weights.npz     the weights, once for all programs
   programs/*      a program per canvas size: StableHLO, serialised by `jax.export`
+A zip keeps a CRC-32 of each, which is compared when it is read.
 """
 
 import dataclasses
@@ -26,11 +27,13 @@ from triplet_det.detection import exported_contents
 from triplet_det.detection.batches import Canvases, Keyed, canvases_of, detect, in_batches, place_batch
 from triplet_det.detection.settings import settings_for
 from triplet_det.devices import compiler
+from triplet_det.run import array_digest
 from triplet_det.structs import Detections
 
 FORMAT = 1
 SIDECAR, WEIGHTS = 'detector.json', 'weights.npz'
 SUFFIX = '.zip'
+_BROKEN = zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, EOFError  # what a zip can raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +87,8 @@ class ExportedDetector:
 
     Raises:
       FileNotFoundError: no file there.
-      ValueError: not such a file, with what `export` does not write, of a newer format, or exported for other devices
-        than this process has.
+      ValueError: not such a file, damaged, with what `export` does not write or weights that are not finite, of a newer
+        format, or exported for other devices than this process has.
     """
     path = epath.Path(path).expanduser()
     if not path.exists():
@@ -97,12 +100,15 @@ class ExportedDetector:
         self.sidecar = _read_sidecar(archive, path)
         self._serialised = {one.canvases: exported_contents.read(archive, one.file) for one in self.sidecar.programs}
         self.weights_digest = f'{archive.getinfo(WEIGHTS).CRC:08x}'
-        with archive.open(WEIGHTS) as weights:
-          self._weights = jax.device_put(_read_weights(weights, packed, path))
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError) as error:
+        content = exported_contents.read(archive, WEIGHTS)  # wholly: only then its CRC is compared
+        weights = _read_weights(io.BytesIO(content), packed, path)
+    except (*_BROKEN, KeyError, TypeError) as error:
       raise ValueError(
         f'{path} is not a whole file of triplet_det.export ({error}): give one that is, or a run folder'
       ) from error
+    if faulty := array_digest.measure(weights)[1]:
+      raise ValueError(f'{path} cannot detect: {array_digest.told(faulty)}. Give another one, or export a sound run')
+    self._weights = jax.device_put(weights)
     self.settings = settings_for(self.sidecar.settings)
     self.batch_size = self.sidecar.batch_size
     self.categories = CategoryTable.from_coco(self.sidecar.categories)

@@ -2,6 +2,9 @@
 
 <workdir>/checkpoints/<step>/   the whole TrainState and what a restart needs to know (`RunRecord`)
 <workdir>/best/<step>/          the variables alone, and the same record
+
+Every record has a digest of its arrays and of itself, compared when they are read; one without, of an older version, is
+taken with a warning. What is not finite is neither saved nor read.
 """
 
 import dataclasses
@@ -16,8 +19,12 @@ from absl import logging
 from etils import epath
 
 from triplet_det.categories import CategoryTable
+from triplet_det.devices import sharding
+from triplet_det.run import array_digest
 
 STATES, BEST = 'checkpoints', 'best'
+_ITSELF = 'record'  # in the digest of a record: of all the rest of it
+_DIVERGED = 'diverged'  # a file in the folder of a state after which the loss was not finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +37,8 @@ class RunRecord:
   test: Mapping[str, Any]  # keys of `Settings`
   metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of the evaluation that made it the best
   unlogged: tuple[tuple[int, Mapping[str, float]], ...] = ()  # (step, metrics) since the last line of the log
+  evaluated_on: str = ''  # digest of the annotations that `metrics` were measured on
+  digest: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of the arrays, by `array_digest.measure`
 
   def to_json(self) -> dict:
     return dict(dataclasses.asdict(self), categories=self.categories.to_coco())
@@ -49,6 +58,10 @@ class Unreadable(ValueError):
   """There are checkpoints, and none can be read."""
 
 
+class NonFinite(ValueError):
+  """Arrays that are to be saved, or were, have numbers that are not finite; names the first."""
+
+
 class Checkpoints:
   """Saves and restores the checkpoints below one run folder. Saves are asynchronous; `close` waits for them."""
 
@@ -62,29 +75,50 @@ class Checkpoints:
     self._best = _manager(self._root / BEST, 1)
 
   def save(self, state: Any, record: RunRecord) -> None:
-    """Saves the state of `record.step` unless that step is there already."""
+    """Saves the state of `record.step` unless that step is there already; NonFinite if it is not worth it."""
     self._save(self._states, state, record)
 
   def save_best(self, variables: Any, record: RunRecord) -> None:
     """Saves the variables as the best so far, and waits until they are on disk; the ones before go."""
+    for step in self._best.all_steps():
+      if step >= record.step:  # of a state that gave way to one before it, or measured on other data
+        self._best.delete(step)
     self._save(self._best, variables, record)
     self._best.wait_until_finished()
+
+  def mark_diverged(self, step: int) -> None:
+    """Notes, if the state of this step is kept, that the loss of the next one was not finite: it is not good."""
+    self._states.wait_until_finished()
+    if jax.process_index() == 0 and step in self._states.all_steps():
+      (self._states.directory / str(step) / _DIVERGED).touch()
 
   def _save(self, manager: ocp.CheckpointManager, tree: Any, record: RunRecord) -> None:
     if record.step in manager.all_steps():
       return
-    arguments = ocp.args.Composite(state=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(record.to_json()))
+    digest, faulty = array_digest.measure(tree)
+    if faulty:
+      raise NonFinite(array_digest.told(faulty))
+    content = dataclasses.replace(record, digest=digest).to_json()
+    content['digest'][_ITSELF] = _digest_of(content)
+    arguments = ocp.args.Composite(state=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(content))
     if not manager.save(record.step, args=arguments):
       raise RuntimeError(f'the checkpoint of step {record.step} was not saved in {manager.directory}')
 
-  def best_metric(self, name: str) -> float:
-    """The metric of the best checkpoint so far, -inf without one or if its record cannot be read."""
+  def best_metric(self, name: str, evaluated_on: str = '') -> float:
+    """The metric of the best checkpoint so far, -inf without one, if its record cannot be read or if it was measured on
+    other data than `evaluated_on`.
+    """
     step = self._best.latest_step()
     if step is None:
       return float('-inf')
     directory = self._best.directory / str(step)
     try:
-      return _read_record(directory).metrics[name]
+      best = _read_record(directory)
+      if evaluated_on in ('', best.evaluated_on) or not best.evaluated_on:
+        return best.metrics[name]
+      told = 'the best %s so far, %.3f of step %d, is of other evaluation data: it is not compared'
+      logging.warning(told, name, best.metrics[name], step)
+      return float('-inf')
     except Exception as error:  # whatever the file system and JSON raise for broken files
       kept = _put_aside(directory, self._root / f'{BEST}_broken')
       logging.warning('%s cannot be read (%s): it is now %s', directory, _one_line(error), kept)
@@ -95,7 +129,8 @@ class Checkpoints:
     """The newest state that is whole, or None if the folder has none.
 
     A state that cannot be read (the disk was full, a file is gone) gives way to the one before: it is moved to
-    `checkpoints_broken/` with a message. A save that was killed left no state, and is swept away by the next one.
+    `checkpoints_broken/` with a message; one that diverged to `checkpoints_diverged/`. A save that was killed left no
+    state, and is swept away by the next one.
 
     Args:
       like: a tree of ShapeDtypeStructs with shardings.
@@ -105,14 +140,17 @@ class Checkpoints:
       ValueError: the checkpoint is of another network (names every key that differs) or another optimizer.
       Unreadable: there are states and none can be read; they stay where they are.
     """
+    for step in self._states.all_steps():
+      directory = self._states.directory / str(step)
+      if (directory / _DIVERGED).exists():
+        kept = _put_aside(directory, self._root / f'{STATES}_{_DIVERGED}')
+        logging.warning('the loss of the step after %s was not finite: it is now %s', directory, kept)
+    self._states.reload()
     failures = {}
     for step in sorted(self._states.all_steps(), reverse=True):
       directory = self._states.directory / str(step)
       try:
-        record = _read_record(directory)
-        check_same_model(directory, record.model, model)
-        _check_state(directory, like)
-        restored = self._states.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
+        state, record = self._restore(step, like, model)
       except _Misfit:
         raise
       except Exception as error:  # whatever orbax, tensorstore and JSON raise for broken files
@@ -122,7 +160,7 @@ class Checkpoints:
         kept = _put_aside(broken, self._root / f'{STATES}_broken')
         logging.warning('%s cannot be read (%s): it is now %s, step %d is used', broken, reason, kept, step)
       self._states.reload()
-      return restored.state, record
+      return state, record
     if failures:
       listed = '; '.join(f'{directory.name}: {reason}' for directory, reason in failures.items())
       raise Unreadable(
@@ -130,6 +168,15 @@ class Checkpoints:
         'or give another --workdir'
       )
     return None
+
+  def _restore(self, step: int, like: Any, model: Mapping[str, Any]) -> tuple[Any, RunRecord]:
+    directory = self._states.directory / str(step)
+    record = _read_record(directory)
+    check_same_model(directory, record.model, model)
+    _check_state(directory, like, record.digest)
+    restored = self._states.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
+    _check_arrays(restored.state, record.digest, directory)
+    return restored.state, record
 
   def close(self) -> None:
     """Waits until everything is on disk."""
@@ -162,9 +209,21 @@ def model_differences(
   ]
 
 
-def _check_state(directory: epath.Path, like: Any) -> None:
+def _check_arrays(tree: Any, digest: Mapping[str, str], directory: epath.Path) -> None:
+  """Raises ValueError if the arrays are not those of the digest, and NonFinite."""
+  found, faulty = array_digest.measure(tree)
+  wrong = [branch for branch in found if branch != array_digest.NAMES and found[branch] != digest.get(branch)]
+  if not digest:
+    logging.warning('%s is of an older version, without a digest: not checked for flipped bits', directory)
+  elif wrong:
+    raise ValueError(f'{", ".join(wrong)}: not the numbers that were saved, by their digest')
+  if faulty:
+    raise NonFinite(array_digest.told(faulty))
+
+
+def _check_state(directory: epath.Path, like: Any, digest: Mapping[str, str]) -> None:
   """Raises ValueError when the saved and the wanted state have other parts, or only one keeps moving averages."""
-  tree = ocp.PyTreeCheckpointHandler().metadata(directory / 'state').tree
+  tree = _saved_tree(directory / 'state', digest)
   saved, wanted = bool(tree.get('average')), bool(getattr(like, 'average', None))
   if saved != wanted:
     kept = {True: 'keeps moving averages', False: 'keeps none'}
@@ -184,9 +243,16 @@ def _check_state(directory: epath.Path, like: Any) -> None:
     )
 
 
+def _saved_tree(directory: epath.Path, digest: Mapping[str, str]) -> dict[str, Any]:
+  """What is known of the saved arrays before they are read; ValueError if their names are not those of the digest."""
+  tree = ocp.PyTreeCheckpointHandler().metadata(directory).tree
+  if digest and array_digest.of_texts(sorted(_array_names(tree))) != digest.get(array_digest.NAMES):
+    raise ValueError('not the names of arrays that were saved, by their digest')
+  return tree
+
+
 def _array_names(tree: Any) -> set[str]:
-  """'params/stem/conv/kernel', however the branches are made."""
-  return {jax.tree_util.keystr(at, simple=True, separator='/') for at, _ in jax.tree_util.tree_leaves_with_path(tree)}
+  return {array_digest.name_of(at) for at, _ in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def load_weights(path: epath.PathLike, *, which: str = BEST) -> tuple[dict[str, Any], RunRecord]:
@@ -200,28 +266,32 @@ def load_weights(path: epath.PathLike, *, which: str = BEST) -> tuple[dict[str, 
     FileNotFoundError: no checkpoint there.
     ValueError: `which` is neither.
     Unreadable: a file of the checkpoint is broken or gone.
+    NonFinite: the weights have numbers that are not finite.
   """
   if which not in (BEST, STATES):
     raise ValueError(f'which checkpoint? {which!r} is not known; possible: {BEST}, {STATES}')
   path = epath.Path(path).expanduser()
   directory = path if (path / 'record').exists() else _newest_below(path, which)
   try:
-    return _read_variables(_absolute(directory) / 'state'), _read_record(directory)
+    record = _read_record(directory)
+    return _read_variables(_absolute(directory), record.digest), record
+  except NonFinite as error:
+    raise NonFinite(f'the checkpoint {directory} is of a run that diverged: {error}. Give another one') from error
   except Exception as error:  # whatever orbax, tensorstore and JSON raise for broken files
     raise Unreadable(
       f'the checkpoint {directory} cannot be read: {_one_line(error)}. Copy it again, or give another one'
     ) from error
 
 
-def _read_variables(directory: epath.Path) -> dict[str, Any]:
+def _read_variables(directory: epath.Path, digest: Mapping[str, str]) -> dict[str, Any]:
   """Parameters and statistics; of a state that keeps moving averages, those."""
-  handler = ocp.PyTreeCheckpointHandler()
-  tree = handler.metadata(directory).tree
+  tree = _saved_tree(directory / 'state', digest)
   wanted = ('average',) if tree.get('average') else ('params', 'batch_stats')
   item = {name: tree[name] for name in wanted}
   on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
   arguments = ocp.args.PyTreeRestore(item=item, restore_args=on_host, partial_restore=True)
-  restored = handler.restore(directory, args=arguments)
+  restored = ocp.PyTreeCheckpointHandler().restore(directory / 'state', args=arguments)
+  _check_arrays(restored, digest, directory)
   return restored.get('average', restored)
 
 
@@ -247,7 +317,15 @@ def _absolute(path: epath.Path) -> epath.Path:
 
 
 def _read_record(directory: epath.Path) -> RunRecord:
-  return RunRecord.from_json(json.loads((directory / 'record' / 'metadata').read_text()))
+  content = json.loads((directory / 'record' / 'metadata').read_text())
+  record = RunRecord.from_json(content)
+  if record.digest and content['digest'].pop(_ITSELF, None) != _digest_of(content):
+    raise ValueError('its record is not what was saved, by its digest')
+  return record
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+  return array_digest.of_texts([json.dumps(content, sort_keys=True)])
 
 
 def _one_line(error: Exception) -> str:
@@ -256,9 +334,11 @@ def _one_line(error: Exception) -> str:
 
 
 def _put_aside(directory: epath.Path, to: epath.Path) -> epath.Path:
-  to.mkdir(parents=True, exist_ok=True)
   target = to / directory.name
-  if target.exists():
-    target.rmtree()
-  directory.rename(target)
+  if jax.process_index() == 0:
+    to.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+      target.rmtree()
+    directory.rename(target)
+  sharding.first_host_says(True)  # the others wait for it
   return target
