@@ -22,6 +22,7 @@ from triplet_det.categories import COCO, CategoryTable
 from triplet_det.configs import coco_json
 from triplet_det.detection.settings import Settings
 from triplet_det.devices import sharding
+from triplet_det.pictures import drawing
 from triplet_det.run import checkpoints
 
 STEP = 4  # of the checkpoints
@@ -872,8 +873,31 @@ FLIPPED = {
   ),
 }
 
+FILES = {
+  'drawings over the photos': predict(
+    '--checkpoint=demo',
+    photo='{tmp}/pngs',
+    out='{tmp}/pngs',
+    given='{tmp}/pngs/a.png would be written over',
+    possible='the input {tmp}/pngs/a.png',
+    do='give another place for the results',
+  ),
+}
+
 MISTAKES = (
-  PATHS | CONFIGS | DATA | FIELDS | DEVICES | CHECKPOINTS | COMMANDS | CALLS | VERSIONS | STRANGERS | SCRIPTS | FLIPPED
+  PATHS
+  | CONFIGS
+  | DATA
+  | FIELDS
+  | DEVICES
+  | CHECKPOINTS
+  | COMMANDS
+  | CALLS
+  | VERSIONS
+  | STRANGERS
+  | SCRIPTS
+  | FLIPPED
+  | FILES
 )
 
 
@@ -939,10 +963,12 @@ def write_files(folder: Path) -> dict[str, Path]:
   shutil.copytree(coco.images(), folder / 'broken_images')
   for path in (folder / 'broken_images').iterdir():
     path.write_bytes(path.read_bytes()[:300])
-  (folder / 'photos').mkdir()
   for day in ('day1', 'day2'):
     (folder / day).mkdir()
     shutil.copy(next(coco.images().iterdir()), folder / day / '0001.jpg')
+  for name in ('photos', 'pngs'):
+    (folder / name).mkdir()
+  drawing.save_png(folder / 'pngs' / 'a.png', np.zeros((30, 40, 3), np.uint8))
   for name in ('file', 'net.pkl', 'text.zip'):
     (folder / name).write_text('x')
   for name, entry, text in (

@@ -6,7 +6,6 @@ Over many images: the same command continues a killed run; `--shard 3/16` does t
 
 import argparse
 import sys
-from pathlib import Path
 
 from triplet_det.detection import loading
 from triplet_det.detection.loading import load
@@ -29,7 +28,7 @@ def _parse() -> argparse.Namespace:
   parser.add_argument('--batch_size', type=int, default=8, help='images per batch (default %(default)s)')
   command_line.add_settings_flags(parser)
   parser.add_argument('--coco', action='store_true', help='also write coco_results.json, boxes of all scores')
-  parser.add_argument('--annotations', type=Path, help='COCO JSON with the image and category ids for --coco')
+  parser.add_argument('--annotations', help='COCO JSON with the image and category ids for --coco')
   parser.add_argument('--shard', default='1/1', metavar='I/N', help='do this share only, the first of 16 is 1/16')
   parser.add_argument('--merge', action='store_true', help='join the parts of all shards in --out; detects nothing')
   parser.add_argument('--figures', action='store_true', help='also draw heatmaps, and pairs kept and rejected')
@@ -57,15 +56,13 @@ def _run(arguments: argparse.Namespace) -> Summary:
     return merge(out)
   shard = Shard.parse(arguments.shard)
   paths = over_files.find_images(arguments.paths)
+  annotations = arguments.annotations and output_paths.local(arguments.annotations)
   changes = command_line.changes_of(arguments)
   output_paths.make_folder('--out', out)
   few = len(paths) if not any(map(video.is_video, paths)) else arguments.batch_size
   loaded = load(arguments.checkpoint, batch_size=min(arguments.batch_size, few), **changes)
-  wanted = dict(coco=arguments.coco, annotations=arguments.annotations, shard=shard, draw=not arguments.no_drawings)
-  outcome = over_files.predict(loaded, paths, out, threshold=arguments.threshold, **wanted)
-  if arguments.figures:
-    left_out = outcome.summary.left_out
-    over_files.draw_figures(loaded, paths, out, threshold=arguments.threshold, left_out=left_out)
+  wanted = dict(coco=arguments.coco, annotations=annotations, draw=not arguments.no_drawings, figures=arguments.figures)
+  outcome = over_files.predict(loaded, paths, out, threshold=arguments.threshold, shard=shard, **wanted)
   rate = outcome.images / outcome.seconds
   print(
     f'{outcome.images} images in {outcome.seconds:.1f} s, {rate:.2f} images/s; programs compiled: {outcome.programs}'

@@ -99,8 +99,7 @@ def test_figures_of_every_readable_image(loaded, photos, tmp_path, images):
   (photos / 'broken.jpg').write_bytes(b'no image')
   paths = [photos / 'a.png', photos / 'broken.jpg', photos / 'more' / 'a.png']
   out = tmp_path / 'out'
-  left_out = over_files.predict(loaded, paths, out, threshold=0.0).summary.left_out
-  over_files.draw_figures(loaded, paths, out, threshold=0.0, left_out=left_out)
+  over_files.predict(loaded, paths, out, threshold=0.0, figures=True)
   expected = {f'{stem}_{kind}.png' for stem in ('a', 'a_2') for kind in ('heatmaps', 'pairs')}
   assert {p.name for p in (out / 'figures').iterdir()} == {*expected, 'sheet.png'}
   size = {p.name: cv2.imread(str(p)).shape for p in (out / 'figures').iterdir()}

@@ -9,6 +9,12 @@ cv2.setNumThreads(0)
 JPEG_START, JPEG_SCAN, JPEG_END = b'\xff\xd8', b'\xff\xda', b'\xff\xd9'
 
 
+def suffixes() -> tuple[str, ...]:
+  """How the names of images end that can be decoded here, in lower case."""
+  usual = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.jpe', '.jfif', '.dib', '.pbm', '.pgm', '.ppm')
+  return (*usual, *(one for one in ('.gif', '.avif', '.jp2') if cv2.haveImageWriter(f'a{one}')))
+
+
 def decode_image(encoded: bytes, file_name: str, *, size: tuple[int, int] | None = None) -> np.ndarray:
   """Decodes any format that OpenCV reads (grey, alpha, palette, CMYK, 16 bit) to [H, W, 3] uint8 RGB.
 

@@ -1,5 +1,6 @@
 """Videos as sequences of RGB images, read and written by OpenCV."""
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -66,17 +67,17 @@ def write_video(path: Path, images: Iterable[np.ndarray], rate: float) -> None:
   Raises:
     ValueError: no images, or OpenCV here cannot write such a file.
   """
-  unfinished = path.with_name(f'unfinished_{path.name}')
-  writer = None
-  for image in images:
-    image = image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]
+  with tempfile.TemporaryDirectory(prefix='unfinished_', dir=path.parent) as folder:  # no name of another video's
+    unfinished, writer = Path(folder, path.name), None
+    for image in images:
+      image = image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]
+      if writer is None:
+        size = image.shape[1], image.shape[0]
+        writer = cv2.VideoWriter(str(unfinished), cv2.VideoWriter_fourcc(*'mp4v'), rate, size)
+        if not writer.isOpened():
+          raise ValueError(f'{path}: OpenCV {cv2.__version__} cannot write MPEG-4 of {size[0]} x {size[1]} pixels here')
+      writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     if writer is None:
-      size = image.shape[1], image.shape[0]
-      writer = cv2.VideoWriter(str(unfinished), cv2.VideoWriter_fourcc(*'mp4v'), rate, size)
-      if not writer.isOpened():
-        raise ValueError(f'{path}: OpenCV {cv2.__version__} cannot write MPEG-4 of {size[0]} x {size[1]} pixels here')
-    writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-  if writer is None:
-    raise ValueError(f'{path}: no images to write')
-  writer.release()
-  unfinished.replace(path)
+      raise ValueError(f'{path}: no images to write')
+    writer.release()
+    unfinished.replace(path)

@@ -1,6 +1,7 @@
 """Makes one result of the parts of `predict`: JSON in the order of the files, and drawn videos."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,26 +12,35 @@ import numpy as np
 
 from triplet_det.categories import CategoryTable
 from triplet_det.pictures import video
+from triplet_det.prediction import result_folder
 from triplet_det.prediction.parts_on_disk import FOLDER, Part, Place, Shard, Summary, detections_of
+from triplet_det.run import output_paths
 from triplet_det.run.progress import ProgressLine
 
 
-def merge(out: Path) -> Summary:
+def merge(out: Path, written: Mapping[str, str] | None = None) -> Summary:
   """Makes detections.json, COCO results and videos of all parts in `out`.
 
   Writes detections.json, a row per image in the order of the files: image, for a video frame, detections (the plain
   form, `ImageDetections.to_rows`) and, if COCO results were asked for, image_id; then also coco_results.json, with all
-  boxes and not only those above the threshold; a video per video, drawn.
+  boxes and not only those above the threshold; a video per video, drawn; and predict.json, which lists all files.
+
+  Args:
+    out: the folder.
+    written: name -> digest of what the parts do not know of.
 
   Raises:
     FileNotFoundError: no parts there.
-    ValueError: parts that are missing, not complete, or of different runs; says which.
+    ValueError: parts that are missing, not complete, or of different runs, or that would be written over something
+      else; says which.
   """
   with contextlib.ExitStack() as stack:
     parts = [stack.enter_context(contextlib.closing(Part(path))) for path in _part_paths(out)]
     run = _Run(out, parts)
+    run.begin()
     run.write_rows()
     run.draw_videos()
+    run.end(written or {})
     found = [part.summary for part in parts]
   left_out = {path: reason for one in found for path, reason in one.left_out.items()}
   return Summary(sum(one.images for one in found), sum(one.boxes for one in found), left_out)
@@ -48,6 +58,22 @@ class _Run:
       part.check_same_run(self._about)
     self._part_of = {place: part for part in parts for place in part.done}
     self._categories = CategoryTable.from_coco(self._about['categories'])
+    self._written: dict[str, str] = {}  # name -> digest
+
+  def begin(self) -> None:
+    names = names_of(self._about)
+    for name in names:
+      output_paths.inside(self._out, name)
+    inputs = [Path(path) for _, path, _ in self._about['videos']]
+    with result_folder.alone(self._out) as results:
+      results.check(self._about, names, inputs)
+      results.begin(self._about, names, inputs)
+
+  def end(self, written: Mapping[str, str]) -> None:
+    results = result_folder.read(self._out)
+    present = [self._out / name for name in names_of(self._about) if (self._out / name).exists()]
+    written = self._written | written | {path.name: result_folder.digest(path) for path in present}
+    dataclasses.replace(results, files=written).write()
 
   def write_rows(self) -> None:
     places = [Place(item, frame) for item in range(self._about['files']) for frame in range(self._frames.get(item, 1))]
@@ -57,6 +83,7 @@ class _Run:
         line = self._line(place)
         if 'left_out' in line:
           continue
+        self._written |= line.get('drawing', {})
         found = detections_of(line, self._categories)
         row = dict(image=line['image'])
         if place.item in self._frames:
@@ -84,6 +111,12 @@ class _Run:
     if place not in self._part_of:
       raise ValueError(f'{self._out / FOLDER}: no line about file {place.item}, frame {place.frame}; run predict again')
     return self._part_of[place].line(place)
+
+
+def names_of(about: Mapping[str, Any]) -> list[str]:
+  """The names of all files that `merge` may write."""
+  lists = ['detections.json'] + ['coco_results.json'] * about['coco']
+  return [*lists, *(f'{name}.tmp' for name in lists), *(name for _, _, name in about['videos'])]
 
 
 @contextlib.contextmanager

@@ -3,48 +3,123 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import glob
 import hashlib
+import json
+import os
+import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from triplet_det.data import image_files
 from triplet_det.detection import paper_figures
 from triplet_det.detection.loading import LoadedDetector, read_image
 from triplet_det.pictures import drawing, video
-from triplet_det.prediction import coco_image_ids, parts_on_disk
-from triplet_det.prediction.merge_parts import merge
+from triplet_det.prediction import coco_image_ids, merge_parts, parts_on_disk, result_folder
 from triplet_det.prediction.parts_on_disk import WHOLE, Part, Place, Shard, Summary
 from triplet_det.run import output_paths
 from triplet_det.run.progress import ProgressLine
 
+SHEET = f'{result_folder.FIGURES}/sheet.png'
 SHEET_ROWS = 16  # images on the sheet of figures
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', *video.SUFFIXES)
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:
   """The image and video files that paths, folders (with their subfolders) and globs name, without repetition.
 
+  What is passed over is counted, and said once: files of other kinds, linked subfolders, results of `predict`.
+
   Raises:
     FileNotFoundError: a pattern names nothing.
     ValueError: a URL.
   """
-  found = []
+  found, search = [], _Search()
   for pattern in patterns:
-    path = output_paths.local(pattern)
+    path, before = output_paths.local(pattern), len(search.passed[RESULTS])
     if path.is_dir():
-      files = sorted(p for p in path.rglob('*') if p.suffix.lower() in SUFFIXES)
+      files = search.below(path)
     else:
-      files = [path] if path.exists() else sorted(Path(p) for p in glob.glob(pattern, recursive=True))
-    if not files:
+      named = [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))
+      files = [one for one in named if not search.is_folder(one) and search.takes(one, by_name=one == path)]
+    # A pattern that the shell expands names folders of results, ._x.jpg and folders called x.jpg among the images.
+    has_its_name = path.exists() and path.suffix.lower() in search.suffixes
+    if not files and not has_its_name and len(search.passed[RESULTS]) == before:
       raise FileNotFoundError(
         f'{pattern}: no such file, or a folder without images; give files that are there, or folders and patterns with '
-        f'some ({", ".join(SUFFIXES)})'
+        f'some ({", ".join(search.suffixes)}){search.told()}'
       )
-    found += files
+    found += sorted(files)
+  if not found:
+    raise FileNotFoundError(f'{", ".join(patterns)}: no images there; give files that are there{search.told()}')
+  if told := search.told():
+    print(told.removeprefix('; '), file=sys.stderr)
   return list(dict.fromkeys(found))
+
+
+OTHERS, RESULTS = 'files of other kinds', 'results of predict'
+
+
+class _Search:
+  """Tells images from what is passed over, which is noted."""
+
+  def __init__(self):
+    self.suffixes = (*image_files.suffixes(), *video.SUFFIXES)
+    self.passed: dict[str, list[Path]] = collections.defaultdict(list)  # kind -> files and folders
+    self._results_in = functools.lru_cache(maxsize=4)(result_folder.read)  # files come folder by folder
+
+  def below(self, top: Path) -> list[Path]:
+    """The images and videos in a folder and its subfolders."""
+    found = []
+    for name, folders, files in os.walk(top, onerror=lambda error: self._pass('unreadable folders', error.filename)):
+      folder = Path(name)
+      results = self._results_in(folder)
+      if results.run and folder != top and not results.among_photos:
+        self._pass('folders of results of predict', folder)
+        folders.clear()
+        continue
+      for one in folders:
+        if (folder / one).is_symlink():
+          self._pass('linked folders', folder / one)
+      for path in filter(self.takes, map(folder.joinpath, files)):
+        if path.suffix.lower() in self.suffixes:
+          found.append(path)
+        else:
+          self._pass(OTHERS, path)
+    return found
+
+  def takes(self, path: Path, *, by_name: bool = False) -> bool:
+    """False for what macOS writes beside files, and for what predict wrote, unless it was named itself."""
+    if path.name.startswith('._'):
+      self._pass(OTHERS, path)
+    elif not by_name and any(self._results_in(folder).has(path) for folder in (path.parent, path.parent.parent)):
+      self._pass(RESULTS, path)
+    else:
+      return True
+    return False
+
+  def is_folder(self, path: Path) -> bool:
+    if path.is_dir():
+      self._pass('folders', path)
+      return True
+    return False
+
+  def told(self) -> str:
+    """What was passed over, for the end of a message."""
+    others = ['._*' if path.name.startswith('._') else path.suffix or path.name for path in self.passed[OTHERS]]
+    kinds = ', '.join(f'{kind} {count}' for kind, count in collections.Counter(others).most_common(8))
+    told = [
+      f'{what} ({len(paths)}{f": {kinds}" if what == OTHERS else ""}), such as {paths[0]}'
+      for what, paths in self.passed.items()
+      if paths
+    ]
+    return f'; passed over: {"; ".join(told)}' if told else ''
+
+  def _pass(self, kind: str, path: Path) -> None:
+    self.passed[kind].append(path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +142,7 @@ def predict(
   coco: bool = False,
   annotations: Path | None = None,
   shard: Shard = WHOLE,
+  figures: bool = False,
 ) -> Outcome:
   """Detects on files and writes what `merge_parts.merge` lists, and a drawing (PNG) per image, into `out`.
 
@@ -81,9 +157,11 @@ def predict(
     coco: whether to write COCO results as well, image_id being the position among all images and frames.
     annotations: COCO JSON whose image and category ids to use instead; implies `coco`.
     shard: the share of this process; with several, `merge_parts.merge` makes the results when all are done.
+    figures: whether to draw what `draw_figures` lists; needs drawings, and all images in one process.
 
   Raises:
-    ValueError: annotations that do not fit the files, or a run of other settings was begun in `out`.
+    ValueError: annotations that do not fit the files, a run of other settings was begun in `out`, or an input or another
+      file of the user's would be written over.
   """
   categories, ids, sizes = loaded.categories, [None] * len(paths), [None] * len(paths)
   if annotations is not None:
@@ -101,9 +179,18 @@ def predict(
     coco=coco,
     videos=[(i, str(path), names[i]) for i, path in enumerate(paths) if draw and video.is_video(path)],
   )
+  drawn = [name for name, path in zip(names, paths) if draw and not video.is_video(path)]
+  written = merge_parts.names_of(about) + drawn + [f for name in drawn for f in figure_names(name) if figures]
+  written += [SHEET] * figures
+  about = json.loads(json.dumps(about))  # as it comes back from the parts
+  out.mkdir(parents=True, exist_ok=True)
   start, programs = time.monotonic(), loaded.tester.num_programs
-  with contextlib.closing(Part(shard.path(out))) as part:
-    part.begin(about)
+  with contextlib.ExitStack() as stack:
+    with result_folder.alone(out) as results:
+      results.check(about, written, [*paths, *([annotations] if annotations else [])])
+      part = stack.enter_context(contextlib.closing(Part(shard.path(out))))
+      part.begin(about)
+      results.begin(about, written, paths)
     before = part.summary.images
     if part.frames is None:
       work = _Work(loaded, paths, sizes, part, shard)
@@ -111,13 +198,17 @@ def predict(
       for place, found in loaded.tester.stream(work):
         image, path = work.images.pop(place), paths[place.item]
         found = loaded.wrap(found)
+        drawn = {}
         if draw and not video.is_video(path):
-          drawing.save_png(out / names[place.item], found.draw(image, threshold=threshold))
-        part.add(place, str(path), found if coco else found.above(threshold), ids[place.item])
+          name = names[place.item]
+          drawing.save_png(out / name, found.draw(image, threshold=threshold))
+          drawn = {name: result_folder.digest(out / name)}
+        part.add(place, str(path), found if coco else found.above(threshold), ids[place.item], drawn)
         progress.update(len(part.done))
       part.finish(work.frames)
       progress.close()
     summary = part.summary
+    drawn = draw_figures(loaded, paths, out, threshold=threshold, left_out=summary.left_out) if figures else {}
   outcome = Outcome(
     summary=summary,
     images=summary.images - before,
@@ -125,7 +216,7 @@ def predict(
     programs=loaded.tester.num_programs - programs,
   )
   if shard.count == 1:
-    merge(out)
+    merge_parts.merge(out, drawn)
     parts_on_disk.remove(out, shard)
   return outcome
 
@@ -188,17 +279,18 @@ class _Work:
 
 def picture_names(paths: Sequence[Path]) -> list[str]:
   """A drawing's name per file; files of one name in several folders are told apart by a number."""
-  taken, names = collections.Counter(), []
-  for path in paths:
-    taken[path.stem] += 1
-    number = f'_{taken[path.stem]}' if taken[path.stem] > 1 else ''
-    names.append(path.stem + number + ('.mp4' if video.is_video(path) else '.png'))
-  return names
+  stems = output_paths.unique([path.stem for path in paths])
+  return [stem + ('.mp4' if video.is_video(path) else '.png') for stem, path in zip(stems, paths)]
+
+
+def figure_names(drawing_name: str) -> list[str]:
+  """The names of the two figures of an image."""
+  return [f'{result_folder.FIGURES}/{Path(drawing_name).stem}_{kind}.png' for kind in ('heatmaps', 'pairs')]
 
 
 def draw_figures(
   loaded: LoadedDetector, paths: Sequence[Path], out: Path, *, threshold: float, left_out: Collection[str] = ()
-) -> None:
+) -> dict[str, str]:
   """Figs. 1, 6 and 7 of each image: heatmaps, pairs of corners kept and rejected, and a sheet of the first images.
 
   Writes `figures/<stem>_heatmaps.png`, `figures/<stem>_pairs.png` and `figures/sheet.png`.
@@ -209,25 +301,31 @@ def draw_figures(
     out: the folder of `predict`, with its drawings.
     threshold: only pairs and centers with higher scores are drawn.
     left_out: the files that `predict` left out.
+
+  Returns:
+    name -> digest of what was written.
   """
   jobs = [
     (path, name)
     for path, name in zip(paths, picture_names(paths))
     if str(path) not in left_out and not video.is_video(path)
   ]
-  rows, done, at_once = [], 0, loaded.tester.batch_size
+  rows, written, done, at_once = [], {}, 0, loaded.tester.batch_size
   progress = ProgressLine(len(jobs), prefix='figures', unit='image')
   for chunk in (jobs[i : i + at_once] for i in range(0, len(jobs), at_once)):
     images = [read_image(path) for path, _ in chunk]
     for (path, name), image, proposals in zip(chunk, images, loaded.tester.proposals(images)):
       heatmaps = paper_figures.draw_heatmaps(image, loaded.heatmaps(image))
       pairs = paper_figures.draw_pairs(image, proposals, loaded.categories.names, threshold=threshold)
-      for kind, panels in (('heatmaps', heatmaps), ('pairs', pairs)):
-        drawing.save_png(out / 'figures' / f'{Path(name).stem}_{kind}.png', paper_figures.side_by_side(panels))
+      for figure, panels in zip(figure_names(name), (heatmaps, pairs)):
+        drawing.save_png(out / figure, paper_figures.side_by_side(panels))
+        written[figure] = result_folder.digest(out / figure)
       if len(rows) < SHEET_ROWS:
         rows.append([paper_figures.Panel(read_image(out / name), path.name), *heatmaps, *pairs])
       done += 1
       progress.update(done)
   progress.close()
   if rows:
-    drawing.save_png(out / 'figures' / 'sheet.png', paper_figures.sheet(rows))
+    drawing.save_png(out / SHEET, paper_figures.sheet(rows))
+    written[SHEET] = result_folder.digest(out / SHEET)
+  return written

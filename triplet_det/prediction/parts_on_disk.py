@@ -132,10 +132,13 @@ class Part:
   def summary(self) -> Summary:
     return Summary(self._images, self._boxes, self._left_out)
 
-  def add(self, place: Place, image: str, found: ImageDetections, image_id: int | None = None) -> None:
-    """Notes what was found in an image."""
+  def add(
+    self, place: Place, image: str, found: ImageDetections, image_id: int | None = None, drawing: Mapping | None = None
+  ) -> None:
+    """Notes what was found in an image, and the name and digest of its drawing."""
     boxes = dict(boxes=found.boxes.tolist(), scores=found.scores.tolist(), classes=found.classes.tolist())
-    self._append(dict(at=place, image=image, image_id=image_id, **boxes))
+    drawn = dict(drawing=drawing) if drawing else {}
+    self._append(dict(at=place, image=image, image_id=image_id, **drawn, **boxes))
 
   def leave_out(self, place: Place, image: str, reason: str) -> None:
     """Notes that a file cannot be used, and why."""

@@ -1,6 +1,9 @@
-"""Where results go: a folder that can be written, found out before hours of work and not after."""
+"""Where results go: found out before hours of work and not after, and before anything of a user's is lost."""
 
+import collections
 import os
+import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from etils import epath
@@ -16,9 +19,9 @@ def make_folder(flag: str, path: epath.PathLike) -> None:
   Raises:
     ValueError: it cannot be made, is a file, or cannot be written.
   """
-  folder = epath.Path(path).expanduser()
   if '://' in str(path):
     return
+  folder = local(str(path))
   try:
     folder.mkdir(parents=True, exist_ok=True)
     reason = '' if os.access(folder, os.W_OK | os.X_OK) else 'it may not be written'
@@ -31,10 +34,87 @@ def make_folder(flag: str, path: epath.PathLike) -> None:
 
 
 def local(text: str) -> Path:
-  """A path on this machine. Raises ValueError for a URL, which a `Path` would take for the folder `gs:`."""
+  """A path on this machine, ~ being the home. Raises ValueError for a URL, which a `Path` would take for a folder."""
   if '://' in text:
     raise ValueError(
       f'{text} is not on this machine, and only the run folder and the data of triplet_det.main may be elsewhere: give '
       f'a local path, and copy (gcloud storage cp --recursive, for gs://)'
     )
-  return Path(text)
+  return Path(os.path.expanduser(text))  # an unknown ~user stays as it is, where Path.expanduser raises
+
+
+def check_apart(outputs: Iterable[Path], inputs: Iterable[epath.PathLike]) -> None:
+  """Compares what will be written with what is read, behind links (hard ones too) and as the file system spells names.
+
+  Args:
+    outputs: files, or folders whose content may be replaced.
+    inputs: files or folders.
+
+  Raises:
+    ValueError: an output is an input, lies in one, or is a folder with an input in it.
+  """
+  written = {same: path for path in outputs if (same := _identity(path))}
+  if not written:  # nothing is there yet
+    return
+  behind_outputs = {same: path for path in written.values() for one in _way(path) if (same := _identity(one))}
+  has_folder = any(path.is_dir() for path in written.values())
+  for path in inputs:
+    same = _identity(path)
+    hit = written.get(same) or (os.path.isdir(path) and behind_outputs.get(same))
+    if same and not hit and has_folder:
+      hit = next((written[one] for one in map(_identity, _way(path)) if one in written), None)
+    if same and hit:
+      raise ValueError(f'{hit} would be written over the input {path}: give another place for the results')
+
+
+def _identity(path: epath.PathLike) -> tuple[int, int] | None:
+  """Equal for all names of a file; None if there is none."""
+  try:
+    found = os.stat(path)
+  except (OSError, ValueError):
+    return None
+  return found.st_dev, found.st_ino
+
+
+def _way(path: epath.PathLike) -> Iterable[Path]:
+  """The folders that a file lies in, behind links."""
+  return Path(os.path.realpath(path)).parents
+
+
+def inside(folder: Path, name: str) -> Path:
+  """The path of a name that was read somewhere; ValueError if it, or a link on its way, leads out of the folder."""
+  path = Path(folder, name)
+  way = Path(name)
+  leads_out = way.is_absolute() or '..' in way.parts or not way.parts
+  if leads_out or not path.resolve().is_relative_to(Path(folder).resolve()):
+    raise ValueError(f'{name!r} leads out of {folder}: it is not followed; names must stay in this folder')
+  return path
+
+
+def unfinished(path: epath.Path) -> epath.Path:
+  """Where a file is written until it is whole. ValueError if one of the two is a link: what it leads to is kept."""
+  beside = path.with_name(path.name + '.tmp')
+  for one in (path, beside):
+    if os.path.islink(one):
+      raise ValueError(f'{one} is a link, to {os.readlink(one)}: it is not followed; remove it')
+  return beside
+
+
+def key(name: str) -> str:
+  """Equal for names that are one on file systems without case, or with their own way of writing accents."""
+  return unicodedata.normalize('NFC', name).casefold()
+
+
+def unique(names: Sequence[str]) -> list[str]:
+  """The names, told apart by `key`: of equal ones those behind the first get a number that no other name has."""
+  taken = {key(name) for name in names}
+  told, numbers = [], collections.Counter()
+  for name in names:
+    same, free = key(name), name
+    while numbers[same] and key(free) in taken:
+      numbers[same] += 1
+      free = f'{name}_{numbers[same]}'
+    numbers[same] = numbers[same] or 1
+    taken.add(key(free))
+    told.append(free)
+  return told
