@@ -12,9 +12,11 @@ import argparse
 import collections
 import dataclasses
 import hashlib
+import os
 import pickle
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from triplet_det.categories import COCO, CategoryTable
 from triplet_det.data.layouts.coco_json import read_annotations
 from triplet_det.detection.settings import PUBLISHED_CENTERNET, PUBLISHED_CORNERNET
 from triplet_det.models import torch_import
-from triplet_det.run import checkpoints
+from triplet_det.run import checkpoints, output_paths
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
@@ -65,6 +67,13 @@ def checksum(path: Path, expected: str | None = None) -> str:
   return found
 
 
+def check_new(out: Path, inputs: Sequence[str | Path]) -> None:
+  """Raises ValueError if the run folder would be written over a file that is read, or over the weights of a run."""
+  output_paths.check_apart(checkpoints.folders_of(out), inputs)
+  if present := [folder for folder in checkpoints.folders_of(out) if folder.is_dir() and any(folder.iterdir())]:
+    raise ValueError(f'{present[0]} holds weights already, and they would go: give a new run folder')
+
+
 def format_table(state_dict: dict[str, np.ndarray], model: dict) -> str:
   """What went where, module by module: released name, our name, arrays, numbers."""
   rows = collections.defaultdict(lambda: [0, 0, ''])
@@ -80,7 +89,7 @@ def format_table(state_dict: dict[str, np.ndarray], model: dict) -> str:
 
 
 def write_run(
-  state_dict: dict[str, np.ndarray], out: Path, annotations: Path | None, step: int
+  state_dict: dict[str, np.ndarray], out: Path, annotations: str | None, step: int
 ) -> checkpoints.RunRecord:
   """A run folder with the weights, the network's config read off the keys, the categories and the published settings.
 
@@ -92,6 +101,7 @@ def write_run(
   categories = _categories(annotations, model['num_classes'])
   settings = PUBLISHED_CENTERNET if model['center_branch'] else PUBLISHED_CORNERNET
   record = checkpoints.RunRecord(step=step, categories=categories, model=model, test=dataclasses.asdict(settings))
+  output_paths.make_folder('the run folder', out)
   saved = checkpoints.Checkpoints(out)
   saved.save_best(variables, record)
   saved.close()
@@ -100,28 +110,30 @@ def write_run(
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('file', type=Path, help='.pkl or .pth of the authors, or of a network trained with their code')
-  parser.add_argument('out', type=Path, help='run folder to write')
-  parser.add_argument('--annotations', type=Path, help='COCO JSON with the categories, in order (default: COCO itself)')
+  parser.add_argument('file', help='.pkl or .pth of the authors, or of a network trained with their code')
+  parser.add_argument('out', help='run folder to write')
+  parser.add_argument('--annotations', help='COCO JSON with the categories, in order (default: COCO itself)')
   parser.add_argument('--step', type=int, help='training steps (default: the number at the end of the file name)')
   parser.add_argument('--sha256', help='refuse the file if this is not its checksum')
   arguments = parser.parse_args()
-  digits = re.search(r'(\d+)$', arguments.file.stem)
+  digits = re.search(r'(\d+)$', Path(arguments.file).stem)
   step = arguments.step if arguments.step is not None else int(digits[1]) if digits else 0
   try:
-    digest = checksum(arguments.file, arguments.sha256)
-    state_dict = read_state_dict(arguments.file)
-    record = write_run(state_dict, arguments.out, arguments.annotations, step)
+    file, out = output_paths.local(arguments.file), output_paths.local(arguments.out)
+    digest = checksum(file, arguments.sha256)
+    check_new(out, [file, os.path.expanduser(arguments.annotations or '')])
+    state_dict = read_state_dict(file)
+    record = write_run(state_dict, out, arguments.annotations, step)
   except (ValueError, FileNotFoundError) as error:
     parser.error(f'{arguments.file}: {error}')
   kind = 'CenterNet' if record.model['center_branch'] else 'CornerNet'
   stacks, classes = record.model['stacks'], len(record.categories)
-  print(f'{kind}, {stacks} stack(s), {classes} classes, step {step} -> {arguments.out}')
-  print(f'SHA-256 of {arguments.file.name}: {digest}')
+  print(f'{kind}, {stacks} stack(s), {classes} classes, step {step} -> {out}')
+  print(f'SHA-256 of {file.name}: {digest}')
   print(format_table(state_dict, record.model))
 
 
-def _categories(annotations: Path | None, num_classes: int) -> CategoryTable:
+def _categories(annotations: str | None, num_classes: int) -> CategoryTable:
   table = read_annotations(annotations, require_boxes=False).categories if annotations else COCO
   if len(table) != num_classes:
     source = annotations or 'COCO'

@@ -9,6 +9,7 @@ flips and evaluates on the same images. An AP50 far below 1 points at the data: 
 import argparse
 import collections
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from triplet_det.data.layouts.coco_json import read_ground_truth
 from triplet_det.run import output_paths
 
 
-def subset(annotations: Path, count: int, least: int, most: int) -> dict:
+def subset(annotations: str, count: int, least: int, most: int) -> dict:
   """The COCO dict of the first `count` images by id with `least` to `most` objects that are not crowds.
 
   Raises:
@@ -42,22 +43,24 @@ def subset(annotations: Path, count: int, least: int, most: int) -> dict:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--images', type=Path, required=True, help='folder of the images')
-  parser.add_argument('--annotations', type=Path, required=True, help='COCO JSON')
-  parser.add_argument('--out', type=Path, required=True, help='run folder')
+  parser.add_argument('--images', type=os.path.expanduser, required=True, help='folder of the images')
+  parser.add_argument('--annotations', type=os.path.expanduser, required=True, help='COCO JSON')
+  parser.add_argument('--out', required=True, help='run folder')
   parser.add_argument('--count', type=int, default=8, help='images (default %(default)s)')
   parser.add_argument('--steps', type=int, default=700, help='training steps (default %(default)s)')
   arguments, overrides = parser.parse_known_args()
   try:
     chosen = subset(arguments.annotations, arguments.count, 3, 15)
-    output_paths.make_folder('--out', arguments.out)
+    out = output_paths.local(arguments.out)
+    output_paths.make_folder('--out', out)
+    written = out.resolve() / 'subset.json'
+    output_paths.check_apart([written], [arguments.annotations])
   except (FileNotFoundError, ValueError) as error:
     parser.error(str(error))
-  written = arguments.out.resolve() / 'subset.json'
   written.write_text(json.dumps(chosen))
   command = [sys.executable, '-m', 'triplet_det.main', '--config=configs/coco_json.py', f'--workdir={written.parent}']
   for split in ('train', 'eval'):
-    command.append(f'--config.data.{split}.images={arguments.images.resolve()}')
+    command.append(f'--config.data.{split}.images={Path(arguments.images).resolve()}')
     command.append(f'--config.data.{split}.annotations={written}')
   command += [
     f'--config.total_steps={arguments.steps}',

@@ -7,6 +7,7 @@ space again as the images. Run a second time, it says that the data set is there
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -24,11 +25,14 @@ def main() -> None:
   parser.add_argument('--splits', nargs='+', default=['train2017', 'val2017'], help=possible)
   arguments = parser.parse_args()
   try:
-    splits = prepare_tfds.official_splits(arguments.coco, arguments.splits)
-    output_paths.make_folder('--data_dir', arguments.data_dir)
+    data_dir = os.path.expanduser(arguments.data_dir)
+    splits = prepare_tfds.official_splits(os.path.expanduser(arguments.coco), arguments.splits)
+    output_paths.make_folder('--data_dir', data_dir)
     year = arguments.splits[0][-4:]
-    was_there = (prepare_tfds.prepared_directory(arguments.data_dir, year) / 'dataset_info.json').exists()
-    directory = prepare_tfds.prepare(splits, arguments.data_dir, year)
+    wanted = prepare_tfds.prepared_directory(data_dir, year)
+    output_paths.check_apart([wanted], [path for split in splits for path in (split.images, split.annotations)])
+    was_there = (wanted / 'dataset_info.json').exists()
+    directory = prepare_tfds.prepare(splits, data_dir, year)
   except (FileNotFoundError, ValueError) as e:
     parser.error(f'{e}. --coco must hold annotations/ and the folders of images {", ".join(arguments.splits)}')
   print(f'{"already prepared" if was_there else "prepared"}: {directory}')
@@ -37,7 +41,7 @@ def main() -> None:
     print(f'  {split.name}: {len(source)} images, {len(source.categories)} categories')
   print(
     'next:\n  python -m triplet_det.main --config configs/triplet.py --workdir WORKDIR '
-    f'--config.data.train.data_dir={arguments.data_dir} --config.data.eval.data_dir={arguments.data_dir}'
+    f'--config.data.train.data_dir={data_dir} --config.data.eval.data_dir={data_dir}'
     + (f' --config.data.train.name=coco/{year} --config.data.eval.name=coco/{year}' if year != '2017' else '')
   )
 

@@ -882,6 +882,19 @@ FILES = {
     possible='the input {tmp}/pngs/a.png',
     do='give another place for the results',
   ),
+  'images outside of their folder': mine(
+    '--config.data.train.annotations={tmp}/outside.json',
+    given='1 of the 3 file_names of {tmp}/outside.json lead out of {coco}/train2017: ../val2017/000000000100.jpg',
+    possible='they are not followed',
+    do='write them relative to a folder that holds all',
+  ),
+  'weights imported over those of a run': script(
+    'import_torch_checkpoint',
+    *('{tmp}/net.pkl', '{tmp}/whole'),
+    given='{tmp}/net.pkl: {tmp}/whole/best holds weights already',
+    possible='and they would go',
+    do='give a new run folder',
+  ),
 }
 
 MISTAKES = (
@@ -947,10 +960,12 @@ def write_files(folder: Path) -> dict[str, Path]:
   coco = write_tiny_coco(folder / 'coco', train=3, val=2)
   content = json.loads(coco.annotations().read_text())
   renamed = [dict(CATEGORIES[0]), dict(CATEGORIES[1], name='cube'), dict(CATEGORIES[2], name='point')]
+  outside = content['images'][0] | {'file_name': '../val2017/000000000100.jpg'}
   for name, data in {
     'other': {'boxes': []},
     'results': [],
     'category_9': content | {'annotations': [a | {'category_id': 9} for a in content['annotations']]},
+    'outside': content | {'images': [*content['images'][1:], outside]},
     'no_boxes': content | {'annotations': []},
     'long_ids': content | {'images': [image | {'id': image['id'] + 2**63} for image in content['images']]},
     'text_areas': content | {'annotations': [a | {'area': '700'} for a in content['annotations']]},

@@ -28,7 +28,7 @@ from triplet_det.detection.canvas import Placement
 from triplet_det.detection.exported_file import FORMAT, SIDECAR, SUFFIX, WEIGHTS, Program, Sidecar
 from triplet_det.detection.settings import Settings, change, settings_for
 from triplet_det.models import detector, input_pixels
-from triplet_det.run import command_line, output_paths
+from triplet_det.run import checkpoints, command_line, output_paths
 
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 COCO_SIZES = ((480, 640), (640, 480), (640, 640))  # (height, width)
@@ -97,6 +97,7 @@ def export(
     ValueError: an unknown platform or setting, settings that do not fit the network or cannot be exported.
     FileNotFoundError: no checkpoint there.
   """
+  out = output_paths.local(str(out))
   _check(checkpoint, out, sizes, platforms, batch_size)
   variables, record = loading.read_weights(checkpoint)
   settings = change(settings_for(record.test), changes)
@@ -130,7 +131,7 @@ def export(
     ),
   )
   exported_contents.check_sidecar(json.loads(json.dumps(dataclasses.asdict(sidecar))), out)
-  unfinished = out.with_name(f'unfinished_{out.name}')
+  unfinished = output_paths.unfinished(out)
   with zipfile.ZipFile(unfinished, 'w', zipfile.ZIP_DEFLATED) as archive:
     archive.writestr(SIDECAR, json.dumps(dataclasses.asdict(sidecar), indent=1))
     for one in programs:
@@ -171,6 +172,7 @@ def _check(checkpoint, out: Path, sizes, platforms: Sequence[str], batch_size: i
   if not sizes or batch_size < 1:
     raise ValueError(f'exporting needs at least one size and one image per batch, got {len(sizes)} and {batch_size}')
   output_paths.make_folder('the folder of --out', out.parent)
+  output_paths.check_apart([out, output_paths.unfinished(out)], checkpoints.folders_of(checkpoint))
 
 
 def _as_npz(weights: dict[str, np.ndarray]) -> bytes:

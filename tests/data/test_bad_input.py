@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import cv2
 import numpy as np
@@ -61,6 +62,15 @@ def test_missing_places(tmp_path):
 def test_missing_image_files(tmp_path):
   images = [dict(id=n, file_name=f'{n}.jpg', height=4, width=4) for n in range(1, 8)]
   with pytest.raises(FileNotFoundError, match=r'7 of the 7 images of .*a\.json are not in .*: 1\.jpg, 2\.jpg, 3\.jpg'):
+    _open(tmp_path, images=images)
+
+
+@pytest.mark.parametrize('name', ['../2.jpg', 'a/../../2.jpg', '/tmp/2.jpg', '..'])
+def test_file_names_stay_in_the_folder_of_images(tmp_path, name):
+  images = [dict(id=n, file_name=f, height=4, width=4) for n, f in ((1, 'day..1/a..jpg'), (2, name))]
+  with pytest.raises(
+    ValueError, match=rf'1 of the 2 file_names of .*a\.json lead out of .*: {re.escape(name)}; they are'
+  ):
     _open(tmp_path, images=images)
 
 

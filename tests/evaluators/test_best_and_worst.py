@@ -1,6 +1,7 @@
 """The gallery of an evaluation, made by a detector that answers to the pixels: what its JSON and pictures hold."""
 
 import json
+from types import SimpleNamespace
 
 import cv2
 import jax.numpy as jnp
@@ -143,3 +144,33 @@ def test_large_images_are_made_smaller_for_the_page(detector, tmp_path):
   assert entries[0]['truth'] == [dict(name='cat', box=[1500, 20, 1900, 320])]
   # Two files of one name are told apart.
   assert {e['image'] for e in entries} == {f'{t}/one_{i}.jpg' for t in ('best', 'worst') for i in (4, 9)}
+
+
+@pytest.mark.parametrize(
+  ('names', 'expected'),
+  [
+    (['a.jpg', 'b.jpg'], ['a', 'b']),
+    (['x/a.jpg', 'y/a.jpg', 'a_1.jpg'], ['a_1', 'a_2', 'a_1_2']),
+    (['a.jpg', 'a.png', 'A.jpg', 'a_2_2.jpg'], ['a_1', 'a_2', 'A_3', 'a_2_2']),
+    (['x/a.jpg', 'y/a.jpg', 'A_1.jpg', 'a_1.png'], ['a_1', 'a_2', 'A_1_3', 'a_1_4']),
+  ],
+)
+def test_stems_are_unique(names, expected):
+  records = [SimpleNamespace(file_name=name, image_id=i) for i, name in enumerate(names, start=1)]
+  assert best_and_worst._stems(records) == expected
+
+
+def test_pictures_of_an_older_gallery_go_and_nothing_else(detector, source, tmp_path):
+  for path in ('mine.txt', 'best/old.png', 'best/old.jpg', 'best/mine.png', 'worst/folder/mine.jpg'):
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path).write_text('mine')
+  (tmp_path / 'gallery.json').write_text('[{"image": "best/old.jpg"}, {"image": "mine.txt"}]')
+  best_and_worst.write(detector, source, [], tmp_path, threshold=0.5)
+  assert not list(tmp_path.glob('best/old.*'))
+  kept = {path for path in tmp_path.rglob('*') if path.is_file() and path.read_bytes() == b'mine'}
+  assert kept == {tmp_path / name for name in ('mine.txt', 'best/mine.png', 'worst/folder/mine.jpg')}
+  (tmp_path / 'evaluation').mkdir()
+  (tmp_path / 'evaluation' / 'gallery.json').write_text('[{"image": "../mine.jpg"}]')
+  (tmp_path / 'mine.jpg').write_text('mine')
+  best_and_worst.write(detector, source, [], tmp_path / 'evaluation', threshold=0.5)
+  assert (tmp_path / 'mine.jpg').read_text() == 'mine'

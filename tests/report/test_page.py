@@ -482,3 +482,35 @@ def test_importing_it_is_cheap():
     'import sys, triplet_det.report; assert not {"jax", "flax", "orbax", "jinja2", "matplotlib"} & set(sys.modules)'
   )
   subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize('name', ['../../../secret.png', '/etc/hostname', 'linked/secret.png', 'best/linked.png', ''])
+def test_pictures_stay_in_the_folder_of_the_evaluation(tmp_path, name):
+  folder = tiny_report.write_run(tmp_path / 'run')
+  evaluation = folder / 'eval' / 'step_000400'
+  (tmp_path / 'secret.png').write_bytes(cv2.imencode('.png', np.zeros((9, 9, 3), np.uint8))[1].tobytes())
+  (evaluation / 'linked').symlink_to(tmp_path)
+  (evaluation / 'best' / 'linked.png').symlink_to(tmp_path / 'secret.png')
+  entries = parsed(evaluation / 'gallery.json')
+  tiny_report.write_json(evaluation / 'gallery.json', [entries[0] | {'image': name}])
+  with pytest.raises(
+    ValueError, match=rf'gallery\.json is broken .*{re.escape(repr(name))} leads out of .*step_000400'
+  ):
+    report.write_report(folder)
+
+
+def test_a_run_folder_behind_a_link_is_read(tmp_path):
+  folder = tiny_report.write_run(tmp_path / 'run')
+  (folder / 'eval').rename(tmp_path / 'elsewhere')
+  (folder / 'eval').symlink_to(tmp_path / 'elsewhere')
+  (tmp_path / 'link').symlink_to(folder)
+  assert 'data:image/jpeg' in Path(report.write_report(tmp_path / 'link')).read_text()
+
+
+def test_a_link_is_not_written_through(tmp_path):
+  folder = tiny_report.write_run(tmp_path / 'run')
+  (tmp_path / 'mine').write_text('mine')
+  (folder / 'report.html.tmp').symlink_to(tmp_path / 'mine')
+  with pytest.raises(ValueError, match=rf'report\.html\.tmp is a link to {tmp_path}/mine: it is not followed; remove'):
+    report.write_report(folder)
+  assert (tmp_path / 'mine').read_text() == 'mine' and not (folder / 'report.html').exists()

@@ -223,12 +223,19 @@ def check_files(images: epath.Path, annotations: Annotations) -> None:
   """Lists every folder that the JSON names once, and compares.
 
   Raises:
+    ValueError: names that lead out of the folder; they are not followed.
     FileNotFoundError: with the number of the missing files and the first of them.
   """
   if not images.is_dir():
     raise FileNotFoundError(
       f'no folder of images at {images} (for {annotations.path}): give the one that its file_names are relative to, '
       f'such as {annotations.file_names[0]}'
+    )
+  outside = [name for name in annotations.file_names if name.startswith('/') or '..' in name.split('/')]
+  if outside:
+    raise ValueError(
+      f'{len(outside)} of the {len(annotations)} file_names of {annotations.path} lead out of {images}: '
+      f'{_examples(outside)}; they are not followed: write them relative to a folder that holds all, and give that one'
     )
   present = set()
   for folder in {posixpath.dirname(name) for name in annotations.file_names}:

@@ -7,6 +7,7 @@ import numpy as np
 from etils import epath
 
 from triplet_det.categories import CategoryTable
+from triplet_det.run import output_paths
 
 
 def results_rows(
@@ -51,7 +52,7 @@ def write_results(path: epath.PathLike, rows: Sequence[Mapping]) -> None:
   path = epath.Path(path)
   text = '[' + ',\n'.join(json.dumps(row, allow_nan=False) for row in rows) + ']\n'
   path.parent.mkdir(parents=True, exist_ok=True)
-  unfinished = path.with_name(path.name + '.tmp')
+  unfinished = output_paths.unfinished(path)
   unfinished.write_text(text)
   unfinished.replace(path)
 

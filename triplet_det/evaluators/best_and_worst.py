@@ -12,6 +12,7 @@ from triplet_det.categories import CategoryTable
 from triplet_det.data import pipeline
 from triplet_det.detection import inference, paper_figures
 from triplet_det.pictures import drawing
+from triplet_det.run import output_paths
 
 SHOWN = 8  # of the best and of the worst images
 JPEG_SIDE = 1024  # pixels of the longer side of a plain image, at most
@@ -39,7 +40,7 @@ def write(
     detector: that found `rows`; asked again for the pairs of these images.
     source: the split.
     rows: COCO results of the whole split.
-    directory: of the evaluation; older pictures in it are removed.
+    directory: of the evaluation; pictures of an older gallery in it are removed.
     threshold: only detections and pairs with higher scores are shown.
   """
   annotations, categories = source.ground_truth['annotations'], source.categories
@@ -73,21 +74,31 @@ def write(
       drawing.save_png(directory / title / f'{stem}.png', pictures[-1])
       (directory / entry['image']).write_bytes(_jpeg(image))
     drawing.save_png(directory / f'{title}.png', drawing.contact_sheet(pictures, columns=4, captions=captions))
-    _remove_others(directory / title, stems)
+  _remove_others(directory, [entry['image'] for entry in gallery])
   (directory / 'gallery.json').write_text('[' + ',\n'.join(map(json.dumps, gallery)) + ']\n')
 
 
-def _remove_others(folder: epath.Path, stems: Sequence[str]) -> None:
-  """What an earlier evaluation left; the pictures of this one stay untouched, because other hosts write the same."""
-  for path in folder.iterdir():
-    if path.stem not in stems:
-      path.unlink(missing_ok=True)
+def _remove_others(directory: epath.Path, images: Sequence[str]) -> None:
+  """What the gallery of an earlier evaluation has and this one has not; nothing else that lies there."""
+  try:
+    before = [entry['image'] for entry in json.loads((directory / 'gallery.json').read_text())]
+    for name in before:
+      output_paths.check_inside(directory, name)
+  except (OSError, ValueError, KeyError, TypeError):  # there was none, or not one of ours
+    return
+  for name in set(before) - set(images):
+    for suffix in ('.jpg', '.png'):
+      (directory / name).with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _stems(records: Sequence[pipeline.Record]) -> list[str]:
-  """The stem of each file; with the image's id where files of several folders have one name."""
+  """The stem of each file; with the image's id where files have one name, in several folders or of several kinds."""
   stems = [epath.Path(record.file_name).stem for record in records]
-  return [stem if stems.count(stem) == 1 else f'{stem}_{record.image_id}' for stem, record in zip(stems, records)]
+  keys = [output_paths.key(stem) for stem in stems]
+  alone = [keys.count(key) == 1 for key in keys]
+  return output_paths.unique(
+    [stem if one else f'{stem}_{record.image_id}' for stem, one, record in zip(stems, alone, records)]
+  )
 
 
 def _box(row: Mapping, categories: CategoryTable) -> dict:

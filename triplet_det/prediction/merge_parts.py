@@ -63,7 +63,7 @@ class _Run:
   def begin(self) -> None:
     names = names_of(self._about)
     for name in names:
-      output_paths.inside(self._out, name)
+      output_paths.check_inside(self._out, name)
     inputs = [Path(path) for _, path, _ in self._about['videos']]
     with result_folder.alone(self._out) as results:
       results.check(self._about, names, inputs)
@@ -122,7 +122,7 @@ def names_of(about: Mapping[str, Any]) -> list[str]:
 @contextlib.contextmanager
 def _json_list(path: Path) -> Iterator[Callable[[Mapping], None]]:
   """What writes a row of a JSON list; the file is there when the list is whole."""
-  unfinished = path.with_name(path.name + '.tmp')
+  unfinished = output_paths.unfinished(path)
   with unfinished.open('w') as file:
     written = itertools.count()
     yield lambda row: file.write((',\n' if next(written) else '[') + json.dumps(row, allow_nan=False))

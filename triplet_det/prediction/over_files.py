@@ -160,8 +160,8 @@ def predict(
     figures: whether to draw what `draw_figures` lists; needs drawings, and all images in one process.
 
   Raises:
-    ValueError: annotations that do not fit the files, a run of other settings was begun in `out`, or an input or another
-      file of the user's would be written over.
+    ValueError: annotations that do not fit the files, a run of other settings was begun in `out`, or an input or
+      another file of the user's would be written over.
   """
   categories, ids, sizes = loaded.categories, [None] * len(paths), [None] * len(paths)
   if annotations is not None:

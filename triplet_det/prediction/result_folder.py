@@ -53,7 +53,7 @@ class ResultFolder:
         if part.about is not None:
           part.check_same_run(about)
     for name in (FIGURES, parts_on_disk.FOLDER):
-      output_paths.inside(self.folder, name)
+      output_paths.check_inside(self.folder, name)
     present = {output_paths.key(name) for name in os.listdir(self.folder)}
     beside = [LIST, f'{LIST}.tmp']
     near = [name for name in (*names, *beside) if '/' in name or output_paths.key(name) in present]
@@ -73,10 +73,11 @@ class ResultFolder:
     if goes_on and not set(names) - set(self.files):
       return
     if not goes_on:
+      for name in self.files:
+        output_paths.check_inside(self.folder, name)
       checked = set(names)
-      for name, path in [(name, output_paths.inside(self.folder, name)) for name in self.files]:
-        if name in checked or self.has(path):
-          path.unlink(missing_ok=True)
+      for path in (self.folder / name for name in self.files if name in checked or self.has(self.folder / name)):
+        path.unlink(missing_ok=True)
       with contextlib.suppress(OSError):  # not there, or not empty
         (self.folder / FIGURES).rmdir()
     here = self.folder.resolve()

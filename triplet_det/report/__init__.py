@@ -15,6 +15,7 @@ from etils import epath
 import triplet_det
 from triplet_det.pictures import plots
 from triplet_det.report import run_folder, sections
+from triplet_det.run import output_paths
 
 PAGE = 'report.html'
 
@@ -26,11 +27,11 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
 
   Raises:
     FileNotFoundError: there is no such folder.
-    ValueError: names the file of the run that is broken.
+    ValueError: names the file of the run that is broken, or the link that is not followed.
   """
   run = run_folder.read_run(workdir)
   path = run.folder / PAGE
-  unfinished = path.with_name(path.name + '.tmp')
+  unfinished = output_paths.unfinished(path)
   unfinished.write_bytes(_page(run).encode(errors='replace'))  # file names may hold what is not Unicode
   return unfinished.replace(path)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from etils import epath
 
+from triplet_det.run import output_paths
 from triplet_det.run.metric_writers import METRICS_FILE, read_metrics
 
 
@@ -199,6 +200,7 @@ def _picture(entry: Mapping, folder: epath.Path) -> Picture:
   width, height = int(entry['width']), int(entry['height'])
   if min(width, height) < 1:
     raise ValueError(f'the image {entry["file_name"]} has {width} x {height} pixels')
+  output_paths.check_inside(folder, entry['image'])
   return Picture(
     title=str(entry['title']),
     image=folder / entry['image'],

@@ -9,6 +9,7 @@ taken with a warning. What is not finite is neither saved nor read.
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -281,6 +282,11 @@ def load_weights(path: epath.PathLike, *, which: str = BEST) -> tuple[dict[str, 
     raise Unreadable(
       f'the checkpoint {directory} cannot be read: {_one_line(error)}. Copy it again, or give another one'
     ) from error
+
+
+def folders_of(checkpoint: epath.PathLike) -> list[epath.Path]:
+  """What holds the weights of a run folder, or of a checkpoint folder: nothing else is to be written there."""
+  return [epath.Path(os.path.expanduser(checkpoint)) / name for name in (BEST, STATES, 'state', 'record')]
 
 
 def _read_variables(directory: epath.Path, digest: Mapping[str, str]) -> dict[str, Any]:

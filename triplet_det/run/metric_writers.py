@@ -21,6 +21,7 @@ from tensorboardX import summary as tensorboard_summary
 from tensorboardX.proto import event_pb2, summary_pb2
 from tensorboardX.record_writer import RecordWriter
 
+from triplet_det.run import output_paths
 from triplet_det.run.json_files import json_safe
 
 METRICS_FILE = 'metrics.jsonl'
@@ -150,7 +151,7 @@ def _repair(path: pathlib.Path, resume_step: int | None) -> None:
   if len(kept) < len(readable):
     logging.info('%s: dropped %d line(s) of steps after %d', path, len(readable) - len(kept), resume_step)
   if unreadable or len(kept) < len(readable):
-    unfinished = path.with_name(path.name + '.tmp')
+    unfinished = output_paths.unfinished(path)
     unfinished.write_text(''.join(line + '\n' for line in kept), encoding='utf-8')
     unfinished.replace(path)
 

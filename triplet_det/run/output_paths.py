@@ -81,22 +81,21 @@ def _way(path: epath.PathLike) -> Iterable[Path]:
   return Path(os.path.realpath(path)).parents
 
 
-def inside(folder: Path, name: str) -> Path:
-  """The path of a name that was read somewhere; ValueError if it, or a link on its way, leads out of the folder."""
-  path = Path(folder, name)
+def check_inside(folder: epath.PathLike, name: str) -> None:
+  """Raises ValueError if a name that was read somewhere, or a link on its way, leads out of the folder."""
   way = Path(name)
   leads_out = way.is_absolute() or '..' in way.parts or not way.parts
-  if leads_out or not path.resolve().is_relative_to(Path(folder).resolve()):
+  if '://' not in str(folder) and not leads_out:
+    leads_out = not Path(folder, name).resolve().is_relative_to(Path(folder).resolve())
+  if leads_out:
     raise ValueError(f'{name!r} leads out of {folder}: it is not followed; names must stay in this folder')
-  return path
 
 
 def unfinished(path: epath.Path) -> epath.Path:
-  """Where a file is written until it is whole. ValueError if one of the two is a link: what it leads to is kept."""
+  """Where a file is written until it is whole; ValueError if a link is there, what it leads to is not written over."""
   beside = path.with_name(path.name + '.tmp')
-  for one in (path, beside):
-    if os.path.islink(one):
-      raise ValueError(f'{one} is a link, to {os.readlink(one)}: it is not followed; remove it')
+  if os.path.islink(beside):
+    raise ValueError(f'{beside} is a link to {os.readlink(beside)}: it is not followed; remove it')
   return beside
 
 
