@@ -61,9 +61,8 @@ def pack(data: Mapping, path: epath.PathLike, repaired: Mapping[str, Sequence[st
   categories = CategoryTable.from_coco(data['categories'])
   class_of = {category_id: index for index, category_id in enumerate(categories.ids)}
   position = {image['id']: i for i, image in enumerate(data['images'])}
-  image_of = np.array([position[annotation['image_id']] for annotation in data['annotations']], np.int64)
-  order = np.argsort(image_of, kind='stable')
-  image_of, annotations = image_of[order], [data['annotations'][n] for n in order.tolist()]
+  annotations = sorted(data['annotations'], key=lambda annotation: position[annotation['image_id']])
+  image_of = np.array([position[annotation['image_id']] for annotation in annotations], np.int64)
   image_sizes = np.array([(image['height'], image['width']) for image in data['images']], np.int32)
 
   # The order of operations is TFDS's, so that the float32 values agree to the bit.

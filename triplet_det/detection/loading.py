@@ -135,7 +135,7 @@ def read_weights(checkpoint: epath.PathLike) -> tuple[dict, Any]:
   return checkpoints.load_weights(checkpoint)
 
 
-def read_image(path: epath.PathLike, *, size: tuple[int, int] | None = None) -> np.ndarray:
+def read_image(path: epath.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
   """An image file as uint8 RGB [height, width, 3].
 
   Args:

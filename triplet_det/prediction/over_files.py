@@ -271,7 +271,7 @@ class _Work:
         self.frames[item] = frame + 1
         yield frame, image
     elif self._is_wanted(Place(item, 0)):
-      yield 0, read_image(path, size=self._sizes[item])
+      yield 0, read_image(path, self._sizes[item])
 
   def _is_wanted(self, place: Place) -> bool:
     return self._shard.has(place) and place not in self._part.done

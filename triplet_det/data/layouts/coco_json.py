@@ -18,7 +18,7 @@ from triplet_det.data.annotations import Annotations, pack
 
 _WANTED = 'give an object with the lists images, categories and annotations, as COCO has it'
 _INT64 = -(2**63), 2**63 - 1
-_MOST = 1e18  # of a coordinate or an area: far beyond any image, and its products are finite
+_FAR = 1e9  # pixels, beyond any image; and that of an area is its square
 _EXACT = 2**53  # larger whole numbers may have lost digits as a float
 _OURS = {'images', 'annotations', 'categories', 'id', 'file_name', 'height', 'width', 'name'} | {
   *('image_id', 'category_id', 'bbox', 'area', 'iscrowd')
@@ -39,7 +39,8 @@ def read_annotations(path: epath.PathLike, *, require_boxes: bool = True) -> Ann
     FileNotFoundError: there is no such file.
     ValueError: not a COCO JSON, or one that contradicts itself; the message names the file and the numbers.
   """
-  packed = pack(*_read_checked(path, require_boxes))
+  data, repaired = _read_checked(path, require_boxes)
+  packed = pack(data, path, repaired)
   if require_boxes and not len(packed.boxes):
     count = packed.report['degenerate']
     raise ValueError(f'{path}: all {count} boxes are degenerate (no width or height inside the image)')
@@ -51,8 +52,8 @@ def read_ground_truth(path: epath.PathLike, *, require_boxes: bool = True) -> di
 
   Raises: as `read_annotations`.
   """
-  data, *about = _read_checked(path, require_boxes)
-  kept = set(pack(data, *about).ids.tolist())
+  data, repaired = _read_checked(path, require_boxes)
+  kept = set(pack(data, path, repaired).ids.tolist())
   return dict(data, annotations=[row for row in data['annotations'] if row['id'] in kept])
 
 
@@ -68,8 +69,8 @@ def read_images(path: epath.PathLike) -> dict:
   return data
 
 
-def _read_checked(path: epath.PathLike, require_boxes: bool) -> tuple[dict, epath.PathLike, dict[str, list[str]]]:
-  """The JSON after checks and repairs, its path, and what was repaired."""
+def _read_checked(path: epath.PathLike, require_boxes: bool) -> tuple[dict, dict[str, list[str]]]:
+  """The JSON after checks and repairs, and what was repaired."""
   data = _parse(path, ['images', 'categories'] + ['annotations'] * require_boxes)
   if data.get('annotations') is None:
     data['annotations'] = []
@@ -80,7 +81,7 @@ def _read_checked(path: epath.PathLike, require_boxes: bool) -> tuple[dict, epat
   _check_categories(categories)
   repaired = _check_annotations(annotations, images.column('id'), categories.column('id'))
   repaired['read_as_integers'] = [where for rows in lists for where in rows.read_as_integers]
-  return data, path, repaired
+  return data, repaired
 
 
 def _parse(path: epath.PathLike, needed: Sequence[str]) -> dict:
@@ -149,7 +150,7 @@ class _Rows:
   def integers(self, key: str, low: int, high: int, *, optional: bool = False) -> list[int]:
     """A column of integers; of floats, those that can only be meant as one are taken, and true and false as 1 and 0."""
     values = self.column(key)
-    if set(map(type, values)) <= {int} and low <= min(values, default=low) and max(values, default=high) <= high:
+    if _are_integers(values, low, high):
       return values
     for n, value in enumerate(values):
       is_whole = isinstance(value, float) and value.is_integer() and abs(value) < _EXACT
@@ -213,10 +214,10 @@ def _check_annotations(table: _Rows, image_ids: list[int], category_ids: list[in
   if not (
     set(map(type, boxes)) <= {list}
     and set(map(len, boxes)) <= {4}
-    and _are_numbers(list(itertools.chain.from_iterable(boxes)))
+    and _are_numbers(list(itertools.chain.from_iterable(boxes)), _FAR)
   ):
-    wrong = [n for n, b in enumerate(boxes) if not (isinstance(b, list) and len(b) == 4 and _are_numbers(b))]
-    table.refuse('bbox', '4 finite numbers (x, y, width, height)', wrong)
+    wrong = [n for n, b in enumerate(boxes) if not (isinstance(b, list) and len(b) == 4 and _are_numbers(b, _FAR))]
+    table.refuse('bbox', '4 numbers of pixels (x, y, width, height)', wrong)
   repaired = {}
   for key, usual in (('iscrowd', lambda row: 0), ('area', lambda row: row['bbox'][2] * row['bbox'][3])):
     lacking = [n for n, value in enumerate(table.column(key)) if value is None]
@@ -225,20 +226,23 @@ def _check_annotations(table: _Rows, image_ids: list[int], category_ids: list[in
     repaired[f'filled_{key}'] = [f'annotations[{n}]' for n in lacking]
   table.integers('iscrowd', 0, 1)
   areas = table.column('area')
-  if not (_are_numbers(areas) and min(areas, default=0) >= 0):
+  if not (_are_numbers(areas, _FAR**2) and min(areas, default=0) >= 0):
     # The area of a box of negative size, which is left out, may be negative too.
-    wrong = [n for n, area in enumerate(areas) if not _are_numbers([area]) or area < 0 < min(boxes[n][2:])]
+    wrong = [n for n, area in enumerate(areas) if not _are_numbers([area], _FAR**2) or area < 0 < min(boxes[n][2:])]
     table.refuse('area', 'a number of pixels, at least 0 (without the key, width x height is taken)', wrong)
   ids = table.column('id')
   # pycocotools marks an unmatched detection by annotation id 0 and indexes annotations by id.
-  sound = set(map(type, ids)) <= {int} and 0 not in ids and len(set(ids)) == len(ids)
-  if sound := sound and _INT64[0] <= min(ids, default=1) and max(ids, default=1) <= _INT64[1]:
+  if _are_integers(ids, *_INT64) and 0 not in ids and len(set(ids)) == len(ids):
     return dict(repaired, renumbered_ids=[])
   for n, row in enumerate(rows, start=1):
     row['id'] = n
   return dict(repaired, renumbered_ids=[f'annotations[{n}]' for n in range(len(rows))])
 
 
-def _are_numbers(values: Sequence) -> bool:
-  """Whether all are numbers that can be worked with: NaN, infinity and what is written as text are not."""
-  return set(map(type, values)) <= {int, float} and all(-_MOST <= value <= _MOST for value in values)
+def _are_integers(values: Sequence, low: int, high: int) -> bool:
+  return set(map(type, values)) <= {int} and low <= min(values, default=low) and max(values, default=high) <= high
+
+
+def _are_numbers(values: Sequence, most: float) -> bool:
+  """Whether all are numbers of at most this size: NaN, infinity and what is written as text are not."""
+  return set(map(type, values)) <= {int, float} and all(-most <= value <= most for value in values)
