@@ -70,8 +70,13 @@ def save_jpeg(path: Path, image: np.ndarray) -> None:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   for name in NEEDED:
-    parser.add_argument(f'--{name}', type=Path, metavar='RUN_FOLDER')
-  parser.add_argument('--out', type=Path, default=ROOT / 'docs', help='folder for the pictures (default %(default)s)')
+    parser.add_argument(f'--{name}', type=lambda text: Path(text).expanduser(), metavar='RUN_FOLDER')
+  parser.add_argument(
+    '--out',
+    type=lambda text: Path(text).expanduser(),
+    default=ROOT / 'docs',
+    help='folder for the pictures (default %(default)s)',
+  )
   arguments = parser.parse_args()
   runs = {name: run for name in NEEDED if (run := getattr(arguments, name))}
   if not runs:

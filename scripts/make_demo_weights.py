@@ -93,8 +93,15 @@ def _brief(metrics: dict) -> dict:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--run', type=Path, required=True, help='run folder of configs/shapes.py')
-  parser.add_argument('--out', type=Path, default=Path(demo.__file__).parent, help='default: where the package has it')
+  parser.add_argument(
+    '--run', type=lambda text: Path(text).expanduser(), required=True, help='run folder of configs/shapes.py'
+  )
+  parser.add_argument(
+    '--out',
+    type=lambda text: Path(text).expanduser(),
+    default=Path(demo.__file__).parent,
+    help='default: where the package has it',
+  )
   arguments = parser.parse_args()
   show_messages()
   try:

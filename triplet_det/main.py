@@ -138,6 +138,18 @@ def show_training_data(config: ConfigDict, workdir: epath.Path) -> epath.Path:
     batches.close()
 
 
+def check_apart(config: ConfigDict, folder: epath.Path) -> None:
+  """Raises ValueError if a file that a run writes into its folder is one of the data."""
+  written = [
+    folder / name for name in ('config.json', 'metrics.jsonl', 'loss.png', 'ap.png', 'report.html', 'data.png')
+  ]
+  data = [os.path.expanduser(split.get('annotations', '')) for split in (config.data.train, config.data.eval)]
+  if not written[0].exists():  # later they are the run's own
+    places = [os.path.expanduser(split.get('images', '')) for split in (config.data.train, config.data.eval)]
+    data += [epath.Path(place) / path.name for place in places if place for path in written]
+  output_paths.check_apart(written, data)
+
+
 def run(config: ConfigDict, workdir: str) -> None:
   """Does what `config.mode` says, prints the metrics and writes the report."""
   if config.mode not in MODES:
@@ -154,6 +166,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     return
   if config.mode in ('train_and_eval', 'train', 'show_data') or folder.is_dir():
     output_paths.make_folder('--workdir', workdir)
+    check_apart(config, folder)
   if config.mode == 'show_data':
     print(f'to look at: {show_training_data(config, folder)}')
     return

@@ -100,7 +100,9 @@ def log_lines(workdir: Path) -> list[str]:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--out', type=Path, required=True, help='folder for the runs; must not exist')
+  parser.add_argument(
+    '--out', type=lambda text: Path(text).expanduser(), required=True, help='folder for the runs; must not exist'
+  )
   parser.add_argument('--kills', type=int, default=20, help='how many (default %(default)s)')
   parser.add_argument('--seed', type=int, default=0, help='of the moments (default %(default)s)')
   arguments = parser.parse_args()

@@ -42,7 +42,7 @@ def count(ground_truth: Mapping, rows: Sequence[Mapping], threshold: float) -> d
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('runs', nargs='+', type=Path)
+  parser.add_argument('runs', nargs='+', type=lambda text: Path(text).expanduser())
   parser.add_argument('--config', required=True, help='whose data.eval the runs were evaluated on')
   parser.add_argument('--threshold', type=float, default=0.3, help='on the score (default: %(default)s)')
   arguments = parser.parse_args()

@@ -29,7 +29,7 @@ from triplet_det.run import checkpoints
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--hg', choices=list(SIZES), default='tiny', help='depth of the hourglass (default: %(default)s)')
   parser.add_argument('--size', type=int, help='side of the image, pixels (default: 511, tiny 127)')
-  parser.add_argument('--image', type=Path, help='instead of noise of that size')
+  parser.add_argument('--image', type=lambda text: Path(text).expanduser(), help='instead of noise of that size')
   parser.add_argument('--rounds', type=int, default=5, help='measured, after two to warm up (default: %(default)s)')
   parser.add_argument('--settings', choices=list(SETTINGS), default='published', help='of the test, for both')
   parser.add_argument('--checkpoint', nargs='+', default=[], metavar='NETWORK=FOLDER', help='cornernet=, centernet=')

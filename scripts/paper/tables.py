@@ -173,7 +173,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse
   chosen = parser.add_subparsers(dest='table', required=True, metavar='TABLE', help=', '.join([*TABLES, 'speed']))
   shared = argparse.ArgumentParser(add_help=False)
   shared.add_argument('--format', choices=list(FORMATS), default='text', help='what is printed')
-  shared.add_argument('--out', type=Path, help='folder for the table in all formats')
+  shared.add_argument('--out', type=lambda text: Path(text).expanduser(), help='folder for the table in all formats')
   tested = 'finished or imported: tested only'
   page = 'config of your own, a page by its name or a path from the root; the rows change its switches'
   for table, function in TABLES.items():

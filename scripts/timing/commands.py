@@ -249,8 +249,8 @@ OPTIONS = [
     ALL,
     dict(type=float, default=quiet_pairs.MIN_SECONDS, help='of a sample; what is quick is repeated'),
   ),
-  ('json', ALL, dict(type=Path, metavar='FILE', help='where all figures go')),
-  ('compare', ALL, dict(type=Path, metavar='FILE', help='of an earlier --json')),
+  ('json', ALL, dict(type=lambda text: Path(text).expanduser(), metavar='FILE', help='where all figures go')),
+  ('compare', ALL, dict(type=lambda text: Path(text).expanduser(), metavar='FILE', help='of an earlier --json')),
   ('compilation_cache', ALL, dict(default='~/.cache/triplet_det', help='folder of compiled programs; empty: none')),
 ]
 

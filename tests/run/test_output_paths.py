@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from tests.tiny_coco import write_tiny_coco
-from triplet_det import export
+from triplet_det import export, main
+from triplet_det.configs import coco_json
 from triplet_det.run import checkpoints, output_paths
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,3 +108,30 @@ def test_the_home_is_the_home_in_the_check_and_in_the_write(tmp_path):
   done = script('overfit', '--images=~/coco', '--annotations=~/nothing.json', '--out=~/out', HOME=str(tmp_path))
   assert f'no annotations at {tmp_path}/nothing.json' in done.stderr
   assert not (ROOT / '~').exists()
+
+
+@pytest.mark.parametrize(
+  ('images', 'annotations', 'there'),
+  [
+    ('in', 'run/config.json', 'run/config.json'),
+    ('in', 'link.json', 'run/config.json'),
+    ('run', 'in/a.json', 'run/loss.png'),
+    ('~/run', 'in/a.json', 'run/ap.png'),
+  ],
+)
+def test_a_run_is_not_written_over_its_data(tmp_path, monkeypatch, images, annotations, there):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'run').mkdir()
+  (tmp_path / there).write_text('mine')
+  (tmp_path / 'link.json').symlink_to(tmp_path / 'run' / 'config.json')
+  config = coco_json.get_config()
+  for split in (config.data.train, config.data.eval):
+    split.images = images if images.startswith('~') else str(tmp_path / images)
+    split.annotations = str(tmp_path / annotations)
+  with pytest.raises(ValueError, match=f'{tmp_path / there} would be written over the input '):
+    main.run(config, str(tmp_path / 'run'))
+  assert (tmp_path / there).read_text() == 'mine' and len(list((tmp_path / 'run').iterdir())) == 1
+  # What a run has written into such a folder is its own.
+  if images == 'run':
+    (tmp_path / 'run' / 'config.json').write_text('{}')
+    main.check_apart(config, epath.Path(tmp_path / 'run'))
