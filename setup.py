@@ -51,6 +51,7 @@ setup(
     'opencv-python-headless>=4.11',
     'optax>=0.2.5',
     'orbax-checkpoint>=0.11.20',
+    'pillow>=10',  # matplotlib needs it as well
     'pycocotools>=2.0.8',
     'tensorboardX>=2.6',
     'tensorflow-datasets>=4.9.9',
@@ -62,7 +63,6 @@ setup(
       'flatbuffers>=24',
       'ipykernel>=6.29',
       'nbclient>=0.10',
-      'pillow>=10',
       'psutil>=6',
       'pytest>=8',
       'pytest-xdist>=3.5',

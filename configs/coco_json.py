@@ -22,6 +22,7 @@ def get_config(variant: str = 'small') -> ConfigDict:
     raise ValueError(f'unknown variant {variant!r}; possible: small, hg=52, hg=104')
   config = triplet.get_config('hg=104' if variant == 'small' else variant)
   config.data.train = dict(format='coco_json', images='', annotations='', split='train')
+  config.data.train.orientation = 'stored'  # upright: the boxes were drawn on photos turned by their EXIF orientation
   config.data.eval = dict(config.data.train, split='validation', require_boxes=True)  # False: a set without annotations
   config.augment.update(scales=augmentation.SCALES, train_on_crowd=False)
   config.data.num_workers = 0

@@ -50,7 +50,7 @@ class Colours:
     scores = np.sort(np.array([red, green, blue], np.float32) / 255)[::-1]
     return Detections(boxes, scores, np.array([0, 2, 1], np.int32), np.ones(3, bool))
 
-  def stream(self, keyed_images):
+  def stream(self, keyed_images, failed=None):
     """In batches and, as the true one, not in the order that they came in."""
     waiting = []
     for key, image in keyed_images:

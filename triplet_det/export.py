@@ -47,7 +47,7 @@ RESULTS = {
   'valid': 'bool [B, D], False for padding',
 }
 PREPROCESSING = {
-  'image': 'uint8 RGB, EXIF orientation not applied',
+  'image': 'uint8 RGB, turned upright by its EXIF orientation',
   'resize': 'for each scale s in settings.scales, to int(height * s) x int(width * s), bilinear (OpenCV INTER_LINEAR)',
   'canvas': 'black, the resized image from row H // 2 - height // 2 and column W // 2 - width // 2 on',
   'normalisation': 'in the program: (value / 255 - mean) / std',

@@ -7,6 +7,7 @@ Over many images: the same command continues a killed run; `--shard 3/16` does t
 import argparse
 import sys
 
+from triplet_det.data import image_files
 from triplet_det.detection import loading
 from triplet_det.detection.loading import load
 from triplet_det.devices import compiler
@@ -26,6 +27,8 @@ def _parse() -> argparse.Namespace:
   parser.add_argument('--out', required=True, help='folder for detections.json and the drawings')
   parser.add_argument('--threshold', type=float, default=0.3, help='lowest score (default %(default)s)')
   parser.add_argument('--batch_size', type=int, default=8, help='images per batch (default %(default)s)')
+  limit = 'largest image and canvas, in pixels: others are left out (default %(default)s)'
+  parser.add_argument('--max_pixels', type=int, default=image_files.MAX_PIXELS, metavar='N', help=limit)
   command_line.add_settings_flags(parser)
   parser.add_argument('--coco', action='store_true', help='also write coco_results.json, boxes of all scores')
   parser.add_argument('--annotations', help='COCO JSON with the image and category ids for --coco')
@@ -44,6 +47,8 @@ def _parse() -> argparse.Namespace:
     parser.error('--figures draws, --no_drawings forbids it: give one of the two')
   if arguments.figures and (arguments.shard != '1/1' or loading.is_exported(arguments.checkpoint)):
     parser.error('--figures needs a checkpoint, not an exported file, and all images in one process')
+  if arguments.max_pixels < 1:
+    parser.error(f'--max_pixels is {arguments.max_pixels}: give at least 1, such as {image_files.MAX_PIXELS}')
   if not 0 <= arguments.threshold <= 1:
     parser.error(f'--threshold is {arguments.threshold}: scores are from 0 to 1, give one of these')
   return arguments
@@ -60,7 +65,8 @@ def _run(arguments: argparse.Namespace) -> Summary:
   changes = command_line.changes_of(arguments)
   output_paths.make_folder('--out', out)
   few = len(paths) if not any(map(video.is_video, paths)) else arguments.batch_size
-  loaded = load(arguments.checkpoint, batch_size=min(arguments.batch_size, few), **changes)
+  sizes = dict(batch_size=min(arguments.batch_size, few), max_pixels=arguments.max_pixels)
+  loaded = load(arguments.checkpoint, **sizes, **changes)
   wanted = dict(coco=arguments.coco, annotations=annotations, draw=not arguments.no_drawings, figures=arguments.figures)
   outcome = over_files.predict(loaded, paths, out, threshold=arguments.threshold, shard=shard, **wanted)
   rate = outcome.images / outcome.seconds

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from triplet_det.categories import CategoryTable
-from triplet_det.data import image_files
 from triplet_det.data.annotations import Annotations
 from triplet_det.data.pipeline import Source, read_ahead
 
@@ -134,7 +133,7 @@ def read_every_image(source: Source, progress: Callable[[int], None]) -> Files:
   def read(index: int) -> tuple[str, str]:
     try:
       record = source[index]
-      image_files.decode_image(record.encoded, record.file_name, size=record.size)
+      record.decode()
     except (OSError, ValueError) as error:
       return '', str(error)
     return hashlib.md5(record.encoded).hexdigest(), ''

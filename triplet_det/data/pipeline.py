@@ -13,7 +13,7 @@ import grain
 import numpy as np
 from absl import logging
 
-from triplet_det.data import augmentation, image_files, shapes_dataset
+from triplet_det.data import augmentation, shapes_dataset
 from triplet_det.data.sources import JsonSource, Record, Source, TfdsSource
 
 _FORMATS: Mapping[str, Callable[..., Source]] = {
@@ -27,8 +27,8 @@ def open_source(format: str, **settings) -> Source:
   """Opens a data set.
 
   Args:
-    format: 'coco_json' (settings: images, annotations, split, require_boxes), 'tfds' (name, data_dir, split,
-      annotations, require_boxes) or 'shapes' (data_dir, split, train_images, validation_images, seed).
+    format: 'coco_json' (settings: images, annotations, split, require_boxes, orientation), 'tfds' (name,
+      data_dir, split, annotations, require_boxes) or 'shapes' (data_dir, split, train_images, validation_images, seed).
     **settings: of the format.
 
   Raises:
@@ -56,7 +56,7 @@ def _augmented(
   **draw_settings,
 ) -> dict[str, np.ndarray]:
   """One row of a batch."""
-  image = image_files.decode_image(record.encoded, record.file_name, size=record.size)
+  image = record.decode()
   height, width = image.shape[:2]
   keep = ~record.crowd | train_on_crowd
   boxes = record.boxes[keep] * np.array([width, height, width, height], np.float64)
@@ -155,7 +155,7 @@ def load_images(source: Source, indices: Iterable[int]) -> Iterator[tuple[int, R
 
   def load(index: int) -> tuple[int, Record, np.ndarray]:
     record = source[index]
-    return index, record, image_files.decode_image(record.encoded, record.file_name, size=record.size)
+    return index, record, record.decode()
 
   return read_ahead(load, indices)
 

@@ -5,10 +5,11 @@ Ground truth for evaluation always comes from the JSON, because TFDS truncates `
 """
 
 import abc
+import concurrent.futures
 import dataclasses
 import functools
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -16,6 +17,7 @@ from absl import logging
 from etils import epath
 
 from triplet_det.categories import COCO, CategoryTable
+from triplet_det.data import image_files
 from triplet_det.data.annotations import Annotations
 from triplet_det.data.layouts.coco_json import read_annotations, read_ground_truth
 
@@ -33,6 +35,11 @@ class Record:
   classes: np.ndarray  # [n] int32 class indices
   crowd: np.ndarray  # [n] bool, True for a box around a group of objects
   size: tuple[int, int] | None = None  # (height, width) that the annotations claim, pixels, if the source knows it
+  upright: bool = False  # whether the boxes belong to the image as its EXIF orientation turns it
+
+  def decode(self) -> np.ndarray:
+    """The image [H, W, 3] uint8 RGB that the boxes belong to; ValueError as `image_files.decode_image`."""
+    return image_files.decode_image(self.encoded, self.file_name, size=self.size, upright=self.upright)
 
 
 class Source(abc.ABC):
@@ -40,6 +47,7 @@ class Source(abc.ABC):
 
   split: str  # on its name the order of the records depends
   annotations: Annotations
+  orientation = 'stored'
   _require_boxes: bool
 
   def __len__(self) -> int:
@@ -69,7 +77,9 @@ class Source(abc.ABC):
   @functools.cached_property
   def ground_truth(self) -> dict:
     """The COCO dictionary for pycocotools, without the boxes that training leaves out."""
-    return read_ground_truth(self.annotations.path, require_boxes=self._require_boxes)
+    size_of = dict(zip(self.annotations.file_names, self.image_sizes))
+    sizes = dict(sizes=lambda images: [size_of[image['file_name']] for image in images])
+    return read_ground_truth(self.annotations.path, require_boxes=self._require_boxes, **sizes)
 
 
 class JsonSource(Source):
@@ -80,18 +90,33 @@ class JsonSource(Source):
     annotations: the JSON.
     split: name of the split.
     require_boxes: False accepts a test set without annotations.
+    orientation: what the boxes belong to: 'stored', the pixels as the files have them, as COCO does; 'upright', the
+      image as its EXIF orientation turns it, whichever of the two sizes the JSON has.
 
   Raises:
     FileNotFoundError: folder, JSON or image files are missing.
-    ValueError: the JSON is not sound (`read_annotations`).
+    ValueError: an unknown orientation, or the JSON is not sound (`read_annotations`).
   """
 
   def __init__(
-    self, images: epath.PathLike, annotations: epath.PathLike, split: str = 'train', *, require_boxes: bool = True
+    self,
+    images: epath.PathLike,
+    annotations: epath.PathLike,
+    split: str = 'train',
+    *,
+    require_boxes: bool = True,
+    orientation: str = 'stored',
   ):
+    if orientation not in ('stored', 'upright'):
+      raise ValueError(
+        f"orientation is {orientation!r}: give 'stored' for boxes on the pixels as the files have them, or 'upright' "
+        'for boxes that were drawn on images turned by their EXIF orientation'
+      )
     self.split, self._require_boxes = split, require_boxes
     self._images = epath.Path(images).expanduser()
-    self.annotations = read_annotations(annotations, require_boxes=require_boxes).in_tfds_order(split)
+    self.orientation = orientation
+    sizes = self._upright_sizes if orientation == 'upright' else None
+    self.annotations = read_annotations(annotations, require_boxes=require_boxes, sizes=sizes).in_tfds_order(split)
     check_files(self._images, self.annotations)
     log_report(self.annotations, split)
 
@@ -106,7 +131,22 @@ class JsonSource(Source):
       classes=known.classes[rows],
       crowd=known.crowd[rows],
       size=tuple(known.image_sizes[index].tolist()),
+      upright=self.orientation == 'upright',
     )
+
+  def _upright_sizes(self, images: Sequence[Mapping]) -> list[tuple[int, int]]:
+    """The (height, width) of images, rows of a JSON, when they are turned; their headers alone are read."""
+
+    def size_of(image: Mapping) -> tuple[int, int]:
+      path, claimed = self._images / image['file_name'], (image['height'], image['width'])
+      if not path.is_file():
+        return claimed
+      with path.open('rb') as file:
+        header = image_files.read_header(file)
+      return header.upright_size if header and claimed == header.size else claimed
+
+    with concurrent.futures.ThreadPoolExecutor(16) as threads:
+      return list(threads.map(size_of, images))
 
 
 class TfdsSource(Source):

@@ -4,6 +4,7 @@ import collections
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
+import cv2
 import jax
 import numpy as np
 
@@ -68,6 +69,7 @@ def detect(
   batches: Iterable[tuple[Canvases, list[Keyed]]],
   launch: Callable[[Canvases, Sequence[np.ndarray]], Detections | Pairs],
   settings: Settings,
+  failed: Callable[[Hashable, str], None] | None = None,
 ) -> Iterator[tuple[Hashable, Detections]]:
   """Detections of every image; the next batch is prepared and launched while the device works on the one before.
 
@@ -75,10 +77,23 @@ def detect(
     batches: of `in_batches`.
     launch: sends the images of a batch to the device, and returns without waiting for its result.
     settings: of the test.
+    failed: is told the key of every image of a batch that memory is too short for, and the reason; None raises.
   """
-  launched = ((batch, launch(canvases, [image for _, image in batch])) for canvases, batch in batches)
+
+  def attempt(batch: list[Keyed], step: Callable, *arguments) -> Detections | Pairs | None:
+    try:
+      return step(*arguments)
+    except (MemoryError, jax.errors.JaxRuntimeError, cv2.error) as error:
+      words = 'RESOURCE_EXHAUSTED', 'Insufficient memory'
+      if failed is None or not (isinstance(error, MemoryError) or any(word in str(error) for word in words)):
+        raise
+      for key, _ in batch:
+        failed(key, (str(error) or 'MemoryError').splitlines()[0])
+
+  launched = ((batch, attempt(batch, launch, canvases, [image for _, image in batch])) for canvases, batch in batches)
   for (batch, result), _ in itertools.pairwise(itertools.chain(launched, [None])):
-    yield from per_image([key for key, _ in batch], result, settings)
+    if result is not None and (result := attempt(batch, jax.device_get, result)) is not None:
+      yield from per_image([key for key, _ in batch], result, settings)
 
 
 def per_image(

@@ -13,7 +13,7 @@ import json
 import time
 import zipfile
 import zlib
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import jax
@@ -124,12 +124,16 @@ class ExportedDetector:
     return [found[i] for i in range(len(images))]
 
   def stream(
-    self, keyed_images: Iterable[Keyed], *, max_waiting: int | None = None
+    self,
+    keyed_images: Iterable[Keyed],
+    *,
+    max_waiting: int | None = None,
+    failed: Callable[[Hashable, str], None] | None = None,
   ) -> Iterator[tuple[Hashable, Detections]]:
     """Yields (key, Detections) for every (key, image) as batches fill, not in order, as `inference.Detector`."""
     max_waiting = max_waiting or 16 * self.batch_size
     batches = in_batches(keyed_images, self.settings, self.batch_size, max_waiting, self.canvases_for)
-    for key, found in detect(batches, self._launch, self.settings):
+    for key, found in detect(batches, self._launch, self.settings, failed):
       if not (np.isin(found.classes, range(len(self.categories))).all() and np.isfinite(found.boxes).all()):
         raise ValueError(
           f'{self._path}: its program gives boxes that are not finite, or classes beyond its {len(self.categories)} '
@@ -179,6 +183,7 @@ class ExportedDetector:
         )
       self._programs[canvases] = compiled
       logging.info('compiled canvas %s in %.1f s (program %d)', name, time.monotonic() - start, self.num_programs)
+    compiler.check_room(self._programs[canvases])
     return self._programs[canvases]
 
 

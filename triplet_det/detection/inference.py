@@ -221,14 +221,19 @@ class Detector:
     return [found[i] for i in range(len(images))]
 
   def stream(
-    self, keyed_images: Iterable[Keyed], *, max_waiting: int | None = None
+    self,
+    keyed_images: Iterable[Keyed],
+    *,
+    max_waiting: int | None = None,
+    failed: Callable[[Hashable, str], None] | None = None,
   ) -> Iterator[tuple[Hashable, Detections]]:
     """Yields (key, Detections) for every (key, image) as batches fill, not in order; for data sets of any length.
 
     Incomplete batches are padded to `batch_size`, so every canvas size needs one program only. At most `max_waiting`
-    images (default 16 batches) wait for others of their canvas; then the fullest batch goes as it is.
+    images (default 16 batches) wait for others of their canvas; then the fullest batch goes as it is. `failed` is told
+    of images that memory is too short for, see `batches.detect`.
     """
-    return self._detect(keyed_images, max_waiting or 16 * self.batch_size, padded=True)
+    return self._detect(keyed_images, max_waiting or 16 * self.batch_size, failed, padded=True)
 
   def proposals(self, images: Sequence[np.ndarray]) -> list[Proposals]:
     """What each image's detections were chosen from, in order: NumPy, valid pairs only, all centers.
@@ -256,9 +261,9 @@ class Detector:
       logging.info('canvas %d of %d is ready', done + 1, len(canvases))
     return self.num_programs - before
 
-  def _detect(self, keyed_images: Iterable[Keyed], max_waiting: int, *, padded: bool):
+  def _detect(self, keyed_images: Iterable[Keyed], max_waiting: int, failed=None, *, padded: bool):
     batches = in_batches(keyed_images, self.settings, self.batch_size, max_waiting)
-    return detect(batches, lambda _, images: self._launch(images, padded=padded)[0], self.settings)
+    return detect(batches, lambda _, images: self._launch(images, padded=padded)[0], self.settings, failed)
 
   def _launch(self, images: Sequence[np.ndarray], *, padded: bool) -> tuple[Detections | Pairs, Proposals]:
     """Sends a batch of images of one group to the device, and returns without waiting for it.
@@ -290,6 +295,7 @@ class Detector:
         'compiled canvas %d x %d, batch %d in %.1f s (program %d)',
         *(canvas[1], canvas[0], rows, time.monotonic() - start, self.num_programs),
       )
+    compiler.check_room(self._programs[canvas, rows])
     return self._programs[canvas, rows]
 
 

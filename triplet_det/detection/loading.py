@@ -4,6 +4,7 @@ An exported file is run without the code of the network; what only checkpoints n
 """
 
 import concurrent.futures
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from etils import epath
 from triplet_det.categories import CategoryTable
 from triplet_det.data import image_files
 from triplet_det.detection import exported_file, inference, paper_figures
+from triplet_det.detection.batches import canvases_of
 from triplet_det.detection.canvas import check_image
 from triplet_det.detection.result import ImageDetections
 from triplet_det.detection.settings import Settings, change, settings_for
@@ -31,6 +33,7 @@ class LoadedDetector:
     categories: the table that turns class indices into names and data set ids.
     about: where the weights come from: checkpoint, step and a digest.
     tester: what runs on the device.
+    max_pixels: larger images are not decoded, and `check` refuses them and larger canvases.
   """
 
   def __init__(
@@ -38,14 +41,16 @@ class LoadedDetector:
     tester: inference.Detector | exported_file.ExportedDetector,
     categories: CategoryTable,
     about: Mapping[str, Any],
+    max_pixels: int = image_files.MAX_PIXELS,
   ):
-    self.tester, self.categories, self.about = tester, categories, dict(about)
+    self.tester, self.categories, self.about, self.max_pixels = tester, categories, dict(about), max_pixels
 
   def __call__(self, images: Sequence[Any]) -> list[ImageDetections]:
     """Detections of each image, in order, in its own pixels, best first.
 
     Args:
-      images: uint8 RGB arrays [height, width, 3], paths of image files, or PIL images, of any sizes.
+      images: uint8 RGB arrays [height, width, 3], paths of image files, or PIL images, of any sizes. What is a file
+        or a PIL image is turned upright by its EXIF orientation, and so are the boxes.
 
     Raises:
       ValueError: an image of another type or shape, a file that cannot be decoded, or an image larger than all
@@ -56,17 +61,31 @@ class LoadedDetector:
       raise ValueError(f'the detector takes a list of images, got the path {images}: pass [path]')
     if getattr(images, 'ndim', None) == 3 or _is_pil(images):
       raise ValueError(f'the detector takes a list of images, got one {type(images).__name__}: pass [image]')
-    arrays = [check_image(_as_array(image), i) for i, image in enumerate(images)]
+    arrays = [check_image(self._as_array(image), i) for i, image in enumerate(images)]
     return [self.wrap(found) for found in self.tester(arrays)]
 
   def wrap(self, found: Detections) -> ImageDetections:
     """The rows of one image, as the user gets them."""
     return ImageDetections(found.boxes, found.scores, found.classes, self.categories)
 
+  def read(self, path: epath.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
+    """`read_image` within the detector's limit."""
+    return read_image(path, size, max_pixels=self.max_pixels)
+
+  def _as_array(self, image) -> np.ndarray:
+    if _is_pil(image):
+      return image_files.from_pillow(image)
+    return image if hasattr(image, '__array__') else self.read(image)
+
   def check(self, image: np.ndarray, name: str) -> None:
-    """Raises ValueError for an image that an exported file has no canvas for."""
-    if isinstance(self.tester, exported_file.ExportedDetector):
-      self.tester.canvases_for(image, name)
+    """Raises ValueError for an image that needs too large a canvas, or one that an exported file does not have."""
+    tester = self.tester
+    if isinstance(tester, exported_file.ExportedDetector):
+      canvases = tester.canvases_for(image, name)
+    else:
+      canvases = canvases_of(*image.shape[:2], tester.settings)
+    largest = max(canvases, key=math.prod)
+    image_files.check_pixels(largest, name, self.max_pixels, ' of the largest canvas')
 
   def heatmaps(self, image: np.ndarray) -> paper_figures.Heatmaps:
     """The corner and center heatmaps of an image at the scale of the centers, in its own pixels.
@@ -81,7 +100,12 @@ class LoadedDetector:
 
 
 def load(
-  checkpoint: epath.PathLike, *, settings: Settings | None = None, batch_size: int = 8, **changes
+  checkpoint: epath.PathLike,
+  *,
+  settings: Settings | None = None,
+  batch_size: int = 8,
+  max_pixels: int = image_files.MAX_PIXELS,
+  **changes,
 ) -> LoadedDetector:
   """The detector of a run folder, a checkpoint folder or an exported file.
 
@@ -90,6 +114,7 @@ def load(
       the small detector of the embedded data set that comes with the package.
     settings: how to test; None takes the run's own.
     batch_size: images of one size that go through the network together. An exported file brings its own.
+    max_pixels: an image file of more pixels is refused before it is decoded.
     changes: of single settings, such as mirror=False or scales=(1.0, 1.5).
 
   Raises:
@@ -101,7 +126,7 @@ def load(
       raise ValueError(f'{checkpoint} is exported, and its settings with it: give others to triplet_det.export')
     tester = exported_file.ExportedDetector(checkpoint)
     about = dict(checkpoint=str(checkpoint), step=tester.sidecar.checkpoint['step'], weights=tester.weights_digest)
-    return LoadedDetector(tester, tester.categories, about)
+    return LoadedDetector(tester, tester.categories, about, max_pixels)
 
   from triplet_det.detection import trained_network
   from triplet_det.models import detector
@@ -113,7 +138,7 @@ def load(
     digest = beside.submit(_digest, variables)
     tester = trained_network.make_detector(module, variables, settings, batch_size=batch_size)
   about = dict(checkpoint=str(checkpoint), step=record.step, weights=digest.result())
-  return LoadedDetector(tester, record.categories, about)
+  return LoadedDetector(tester, record.categories, about, max_pixels)
 
 
 def is_exported(checkpoint: epath.PathLike) -> bool:
@@ -135,27 +160,32 @@ def read_weights(checkpoint: epath.PathLike) -> tuple[dict, Any]:
   return checkpoints.load_weights(checkpoint)
 
 
-def read_image(path: epath.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
-  """An image file as uint8 RGB [height, width, 3].
+def read_image(
+  path: epath.PathLike, size: tuple[int, int] | None = None, *, max_pixels: int | None = image_files.MAX_PIXELS
+) -> np.ndarray:
+  """An image file as uint8 RGB [height, width, 3], upright as people see it.
 
   Args:
     path: of the file.
-    size: (height, width) that annotations claim, if known.
+    size: (height, width) that annotations claim: as it is stored, if it has this size then, and upright otherwise.
+    max_pixels: a larger image is refused before it is decoded; None: as OpenCV likes.
 
   Raises:
-    FileNotFoundError: it is not there.
-    ValueError: it cannot be decoded, or is of another size.
+    FileNotFoundError: no file there.
+    ValueError: no regular file, not an image, too large, or not of that size.
   """
   path = epath.Path(path)
   if not path.exists():
     raise FileNotFoundError(f'no image {path}: give a file that is there')
-  return image_files.decode_image(path.read_bytes(), str(path), size=size)
-
-
-def _as_array(image) -> np.ndarray:
-  if _is_pil(image):
-    return np.asarray(image.convert('RGB'))
-  return image if hasattr(image, '__array__') else read_image(image)
+  if not path.is_file():  # reading a pipe would wait for ever
+    raise ValueError(f'{path}: is no regular file but a folder, a pipe or a device; give an image file')
+  if max_pixels is not None and path.stat().length > (most := 1_000_000 + 16 * max_pixels):  # 4 channels of 32 bits
+    raise ValueError(
+      f'{path}: {path.stat().length:,} bytes are more than an image has of {max_pixels:,} pixels, the limit, which is '
+      f'{most:,}: make it smaller, or raise the limit (predict --max_pixels N, load(..., max_pixels=N))'
+    )
+  upright = True if size is None else None
+  return image_files.decode_image(path.read_bytes(), str(path), size=size, upright=upright, max_pixels=max_pixels)
 
 
 def _is_pil(image) -> bool:

@@ -1,7 +1,10 @@
 """What XLA's compiler is told about every network, and its memory, which goes back to the system."""
 
 import ctypes
+import functools
+import os
 import sys
+from pathlib import Path
 
 import jax
 from etils import epath
@@ -22,6 +25,27 @@ def keep_programs(folder: str) -> None:
   if folder:
     jax.config.update('jax_compilation_cache_dir', str(epath.Path(folder).expanduser()))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+
+
+def check_room(program: jax.stages.Compiled) -> None:
+  """Raises MemoryError if a program for the CPU takes more than the machine, or the container, has.
+
+  Other devices say so themselves, by RESOURCE_EXHAUSTED; here the system would end the process without a word.
+  """
+  if jax.default_backend() != 'cpu':
+    return
+  needed = program.memory_analysis().temp_size_in_bytes
+  there = _memory_here()
+  if needed > there:
+    raise MemoryError(f'the program takes {needed / 2**30:.1f} GiB, there are {there / 2**30:.1f} GiB')
+
+
+@functools.cache
+def _memory_here() -> float:
+  there = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  container = Path('/sys/fs/cgroup/memory.max')
+  limit = container.read_text().strip() if container.is_file() else 'max'
+  return min(there, int(limit)) if limit.isdigit() else there
 
 
 def give_back() -> None:

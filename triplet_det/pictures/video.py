@@ -18,12 +18,15 @@ def is_video(path: Path) -> bool:
 
 def claimed_frames(path: Path) -> int:
   """Number of frames as the file's header has it, which may be off; 0 if unknown."""
-  return max(0, int(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT)))
+  try:
+    return max(0, int(_open(path).get(cv2.CAP_PROP_FRAME_COUNT)))
+  except ValueError:
+    return 0
 
 
 def frame_rate(path: Path) -> float:
   """Images per second."""
-  rate = cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS)
+  rate = _open(path).get(cv2.CAP_PROP_FPS)
   return rate if np.isfinite(rate) and rate > 0 else _USUAL_RATE
 
 
@@ -35,7 +38,7 @@ def read_frames(
   Raises:
     ValueError: not a video that OpenCV reads, or without a frame.
   """
-  capture = cv2.VideoCapture(str(path))
+  capture = _open(path)
   try:
     count = 0
     while capture.isOpened() and capture.grab():
@@ -54,6 +57,14 @@ def read_frames(
     raise ValueError(f'{path}: is not a video that OpenCV {cv2.__version__} can read, or is cut short')
   if count < claimed:
     logging.warning('%s: %d of the %d frames that it claims to have can be read', path, count, claimed)
+
+
+def _open(path: Path) -> cv2.VideoCapture:
+  if not path.is_file():  # a pipe would be waited for
+    raise ValueError(f'{path}: is no regular file, or gone; give a video file')
+  if str(path) != str(path).encode(errors='replace').decode():
+    raise ValueError(f'{path}: OpenCV opens videos whose names are UTF-8 only: rename it')
+  return cv2.VideoCapture(str(path))
 
 
 def write_video(path: Path, images: Iterable[np.ndarray], rate: float) -> None:

@@ -173,7 +173,7 @@ def predict(
     test=dataclasses.asdict(loaded.tester.settings),
     categories=categories.to_coco(),
     files=len(paths),
-    names=hashlib.sha256('\n'.join(map(str, paths)).encode()).hexdigest(),
+    names=hashlib.sha256('\n'.join(map(str, paths)).encode(errors='surrogateescape')).hexdigest(),
     annotations=annotations and str(annotations),
     threshold=threshold,
     coco=coco,
@@ -195,7 +195,7 @@ def predict(
     if part.frames is None:
       work = _Work(loaded, paths, sizes, part, shard)
       progress = ProgressLine(work.total(), len(part.done), prefix='predict', unit='image')
-      for place, found in loaded.tester.stream(work):
+      for place, found in loaded.tester.stream(work, failed=work.leave_out):
         image, path = work.images.pop(place), paths[place.item]
         found = loaded.wrap(found)
         drawn = {}
@@ -205,7 +205,7 @@ def predict(
           drawn = {name: result_folder.digest(out / name)}
         part.add(place, str(path), found if coco else found.above(threshold), ids[place.item], drawn)
         progress.update(len(part.done))
-      part.finish(work.frames)
+      part.finish({item: n for item, n in work.frames.items() if str(paths[item]) not in part.summary.left_out})
       progress.close()
     summary = part.summary
     drawn = draw_figures(loaded, paths, out, threshold=threshold, left_out=summary.left_out) if figures else {}
@@ -255,14 +255,23 @@ class _Work:
     for item, path in enumerate(self._paths):
       try:
         for frame, image in self._frames_of(item, path):
+          if str(path) in self._part.summary.left_out:  # a video, for one of its frames
+            break
           if image is not None:
             self._loaded.check(image, str(path))
             self.images[Place(item, frame)] = image
             yield Place(item, frame), image
-      except (ValueError, OSError) as error:  # a file that is no image, or cannot be opened
+      except (ValueError, OSError, MemoryError) as error:  # no image, too large a one, or it cannot be opened
         self.frames.pop(item, None)
         if self._is_wanted(Place(item, 0)):
           self._part.leave_out(Place(item, 0), str(path), str(error))
+
+  def leave_out(self, place: Place, reason: str) -> None:
+    """Notes that memory was too short for an image that was handed out."""
+    height, width = self.images.pop(place).shape[:2]
+    size = f'{height} x {width} pixels (height x width), {self._loaded.tester.batch_size} images at once'
+    what = f'memory is too short for {size}: give a smaller --batch_size, or make it smaller ({reason})'
+    self._part.leave_out(place, str(self._paths[place.item]), what)
 
   def _frames_of(self, item: int, path: Path) -> Iterator[tuple[int, np.ndarray | None]]:
     """(number, image) of every frame of a video, None for those of others; an image file is one frame."""
@@ -271,7 +280,7 @@ class _Work:
         self.frames[item] = frame + 1
         yield frame, image
     elif self._is_wanted(Place(item, 0)):
-      yield 0, read_image(path, self._sizes[item])
+      yield 0, self._loaded.read(path, self._sizes[item])
 
   def _is_wanted(self, place: Place) -> bool:
     return self._shard.has(place) and place not in self._part.done
@@ -313,7 +322,7 @@ def draw_figures(
   rows, written, done, at_once = [], {}, 0, loaded.tester.batch_size
   progress = ProgressLine(len(jobs), prefix='figures', unit='image')
   for chunk in (jobs[i : i + at_once] for i in range(0, len(jobs), at_once)):
-    images = [read_image(path) for path, _ in chunk]
+    images = [loaded.read(path) for path, _ in chunk]
     for (path, name), image, proposals in zip(chunk, images, loaded.tester.proposals(images)):
       heatmaps = paper_figures.draw_heatmaps(image, loaded.heatmaps(image))
       pairs = paper_figures.draw_pairs(image, proposals, loaded.categories.names, threshold=threshold)
@@ -321,7 +330,13 @@ def draw_figures(
         drawing.save_png(out / figure, paper_figures.side_by_side(panels))
         written[figure] = result_folder.digest(out / figure)
       if len(rows) < SHEET_ROWS:
-        rows.append([paper_figures.Panel(read_image(out / name), path.name), *heatmaps, *pairs])
+        rows.append(
+          [
+            paper_figures.Panel(read_image(out / name, max_pixels=None), path.name.encode(errors='replace').decode()),
+            *heatmaps,
+            *pairs,
+          ]
+        )
       done += 1
       progress.update(done)
   progress.close()

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from triplet_det.data import image_files
 from triplet_det.data.pipeline import Source
 from triplet_det.pictures import drawing
 from triplet_det.structs import Batch, Targets
@@ -101,7 +100,7 @@ def _spread(source: Source, count: int) -> list[int]:
 
 def _draw_original(source: Source, index: int) -> tuple[np.ndarray, str]:
   record = source[index]
-  image = image_files.decode_image(record.encoded, record.file_name, size=record.size)
+  image = record.decode()
   height, width = image.shape[:2]
   shrink = min(1.0, ORIGINAL_SIDE / max(height, width))
   if shrink < 1:

@@ -9,7 +9,7 @@ import itertools
 import json
 import reprlib
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 
@@ -28,18 +28,23 @@ _shortened.maxdict, _shortened.maxlist, _shortened.maxstring = 9, 5, 60
 _short = _shortened.repr
 
 
-def read_annotations(path: epath.PathLike, *, require_boxes: bool = True) -> Annotations:
+# What gives the (height, width) that boxes belong to, of every row of `images`.
+Sizes = Callable[[Sequence[Mapping]], Sequence[tuple[int, int]]]
+
+
+def read_annotations(path: epath.PathLike, *, require_boxes: bool = True, sizes: Sizes | None = None) -> Annotations:
   """Reads, checks and packs a COCO JSON.
 
   Args:
     path: the JSON.
     require_boxes: False accepts a file without annotations, such as COCO's `image_info_test2017.json`.
+    sizes: of the images, if they may differ from those in the JSON.
 
   Raises:
     FileNotFoundError: there is no such file.
     ValueError: not a COCO JSON, or one that contradicts itself; the message names the file and the numbers.
   """
-  data, repaired = _read_checked(path, require_boxes)
+  data, repaired = _read_checked(path, require_boxes, sizes)
   packed = pack(data, path, repaired)
   if require_boxes and not len(packed.boxes):
     count = packed.report['degenerate']
@@ -47,12 +52,12 @@ def read_annotations(path: epath.PathLike, *, require_boxes: bool = True) -> Ann
   return packed
 
 
-def read_ground_truth(path: epath.PathLike, *, require_boxes: bool = True) -> dict:
+def read_ground_truth(path: epath.PathLike, *, require_boxes: bool = True, sizes: Sizes | None = None) -> dict:
   """The COCO dictionary for pycocotools, checked: exactly the boxes of `read_annotations`, as they were written.
 
   Raises: as `read_annotations`.
   """
-  data, repaired = _read_checked(path, require_boxes)
+  data, repaired = _read_checked(path, require_boxes, sizes)
   kept = set(pack(data, path, repaired).ids.tolist())
   return dict(data, annotations=[row for row in data['annotations'] if row['id'] in kept])
 
@@ -69,7 +74,7 @@ def read_images(path: epath.PathLike) -> dict:
   return data
 
 
-def _read_checked(path: epath.PathLike, require_boxes: bool) -> tuple[dict, dict[str, list[str]]]:
+def _read_checked(path: epath.PathLike, require_boxes: bool, sizes: Sizes | None) -> tuple[dict, dict[str, list[str]]]:
   """The JSON after checks and repairs, and what was repaired."""
   data = _parse(path, ['images', 'categories'] + ['annotations'] * require_boxes)
   if data.get('annotations') is None:
@@ -81,6 +86,9 @@ def _read_checked(path: epath.PathLike, require_boxes: bool) -> tuple[dict, dict
   _check_categories(categories)
   repaired = _check_annotations(annotations, images.column('id'), categories.column('id'))
   repaired['read_as_integers'] = [where for rows in lists for where in rows.read_as_integers]
+  if sizes:
+    for image, (height, width) in zip(images.rows, sizes(images.rows)):
+      image.update(height=height, width=width)
   return data, repaired
 
 
