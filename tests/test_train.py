@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import random
@@ -9,6 +10,7 @@ import signal
 import time
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -260,6 +262,56 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, losses, tmp_path, log_e
   assert record.step == STEPS
   np.testing.assert_array_equal(variables['params']['w'], np.full(3, STEPS))
   assert [row['step'] for row in tiny_run.rows(tmp_path)] == ([*range(1, STEPS + 1)] if log_every == 1 else [STEPS])
+
+
+def test_a_state_that_is_not_finite_is_not_kept(config, losses, tmp_path, monkeypatch):
+  """The loss of step 6 is of the parameters before its update, which makes them infinite; step 7 never comes."""
+  make_train_step = train.make_train_step
+
+  def overflowing(*arguments, **settings):
+    step = make_train_step(*arguments, **settings)
+
+    def with_overflow(state, batch):
+      state, metrics = step(state, batch)
+      return dataclasses.replace(state, opt_state={'n': jnp.where(state.step == 6, jnp.inf, 0.0)}), metrics
+
+    return with_overflow
+
+  with monkeypatch.context() as patch:
+    patch.setattr(train, 'make_train_step', overflowing)
+    with pytest.raises(train.NonFiniteLoss, match=r'step 6: 1 numbers of opt_state/n are not finite; the checkpoin'):
+      train.train(config, tmp_path)
+  assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['3']
+  assert train.train(config, tmp_path) == {}
+  np.testing.assert_array_equal(checkpoints.load_weights(tmp_path)[0]['params']['w'], np.full(3, STEPS))
+
+
+def test_a_state_whose_next_loss_is_not_finite_gives_way(config, losses, tmp_path, caplog):
+  """Its numbers are finite, but no learning rate leads on from it: step 6 has none, whatever is done after it."""
+  losses[7] = float('nan')
+  with pytest.raises(train.NonFiniteLoss, match=r'step 7: '):
+    train.train(config, tmp_path)
+  assert {p.name for p in (tmp_path / 'checkpoints').iterdir()} == {'3', '6'}
+  losses.clear()
+  with caplog.at_level(logging.INFO):
+    train.train(config, tmp_path)
+  assert f'the loss of the step after {tmp_path}/checkpoints/6 was not finite' in caplog.text
+  assert f'continuing at step 3 of {STEPS}' in caplog.text
+  assert (tmp_path / 'checkpoints_diverged/6/state').exists()
+  assert checkpoints.load_weights(tmp_path)[1].step == STEPS
+
+
+def test_after_a_divergence_a_saner_rate_continues(config, tmp_path):
+  """The network itself, with the state of every step kept: that of the first one is finite, and worth nothing."""
+  config.checkpoint_every, config.optimizer.base, config.optimizer.warmup_steps = 1, 1e20, 0
+  with pytest.raises(train.NonFiniteLoss):
+    train.train(config, tmp_path)
+  assert checkpoints.load_weights(tmp_path)[1].step < STEPS
+  config.optimizer.base = 1e-3
+  train.train(config, tmp_path)
+  variables, record = checkpoints.load_weights(tmp_path)
+  assert record.step == STEPS
+  assert all(np.abs(x).max() < 100 for x in jax.tree.leaves(variables['params']))
 
 
 def test_exit_code_of_a_loss_that_is_not_finite(config, losses, tmp_path, monkeypatch, capsys):

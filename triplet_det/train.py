@@ -21,7 +21,7 @@ from triplet_det.detection.settings import settings_for
 from triplet_det.devices import compiler, sharding
 from triplet_det.models import detector
 from triplet_det.pictures import plots
-from triplet_det.run.checkpoints import Checkpoints, RunRecord
+from triplet_det.run.checkpoints import Checkpoints, NonFinite, RunRecord
 from triplet_det.run.metric_writers import METRICS_FILE, MetricWriter, read_metrics
 from triplet_det.run.progress import ProgressLine, duration
 from triplet_det.run.stop_signal import stop_signal
@@ -35,7 +35,7 @@ class Preempted(Exception):
 
 
 class NonFiniteLoss(Exception):
-  """A term of the loss is not a number; the last good checkpoint is kept."""
+  """A term of the loss or of the state is not finite; the last good checkpoint is kept."""
 
 
 def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
@@ -146,13 +146,17 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
       at, values = pending.pop(0)
       values = {name: float(value) for name, value in jax.device_get(values).items()}
       if bad := {name: value for name, value in values.items() if not math.isfinite(value)}:
+        checkpoints.mark_diverged(at - 1)
         raise NonFiniteLoss(f'step {at}: {bad}; the checkpoints in {workdir} are of earlier steps')
       unlogged.append((at, values))
 
   def save() -> None:
     settle()
     writer.flush()  # what is behind a URL only then is there; a restart needs the log up to its checkpoint
-    checkpoints.save(state, dataclasses.replace(record, step=step, unlogged=tuple(unlogged)))
+    try:
+      checkpoints.save(state, dataclasses.replace(record, step=step, unlogged=tuple(unlogged)))
+    except NonFinite as error:
+      raise NonFiniteLoss(f'step {step}: {error}; the checkpoints in {workdir} are of earlier steps') from error
 
   try:
     with stop_signal() as stopped:
