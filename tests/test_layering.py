@@ -55,7 +55,10 @@ STOREYS = {
     ['config_flag'],
     ['command_line', 'metric_writers'],
     ['checkpoints'],
-    ['array_digest', 'config_limits', 'json_files', 'output_paths', 'own_commit', 'progress', 'stop_signal'],
+    [
+      *('array_digest', 'config_history', 'config_limits', 'json_files', 'output_paths', 'own_commit', 'progress'),
+      'stop_signal',
+    ],
   ],
   'training': [
     ['finetune'],

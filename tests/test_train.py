@@ -1,11 +1,13 @@
 """The loop: what a run leaves behind, and that a run killed at any moment ends with the same numbers, to the bit."""
 
+import contextlib
 import dataclasses
 import json
 import logging
 import math
 import os
 import random
+import re
 import signal
 import time
 from types import SimpleNamespace
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 
 from tests import tiny_run
-from triplet_det import evaluate, main, train
+from triplet_det import evaluate, main, report, train
 from triplet_det.configs import coco_json
 from triplet_det.data import shapes_dataset
 from triplet_det.detection import trained_network
@@ -358,6 +360,51 @@ def test_the_best_weights_are_kept_by_ap(config, evaluations, tmp_path):
   assert best(tmp_path) == (4, 0.5, [4, 4, 4])
   assert {p.name for p in (tmp_path / 'checkpoints').iterdir()} == {'9', '10'}
   assert evaluations.done == [2, 4, 6, 8, 10]
+
+
+def test_the_best_is_compared_between_equal_evaluation_data_only(config, evaluations, tmp_path, caplog):
+  """In the middle of a run, and after its end, where the last evaluation is of the data before."""
+  config.total_steps, config.checkpoint_every = 6, 2
+  evaluations.found |= {2: 0.2, 4: 0.9, 6: 0.5}
+  train.train(config, tmp_path)
+  assert best(tmp_path) == (4, 0.9, [4, 4, 4])
+  config.total_steps = STEPS
+  evaluations.found |= {8: 0.1, 10: 0.3}
+  path = tmp_path / 'fewer.json'
+  with open(config.data.eval.annotations) as file:
+    truth = json.load(file)
+  path.write_text(json.dumps(truth | {'annotations': truth['annotations'][:-1]}))
+  config.data.eval.annotations = str(path)
+  with caplog.at_level(logging.INFO):
+    train.train(config, tmp_path)
+  assert 'the best AP so far, 0.900 of step 4, is of other evaluation data' in caplog.text
+  assert re.search(
+    r"changed at step 6: data\.eval\.contents: '3 images, \d+ boxes, digest \w{8}' -> '3 im", caplog.text
+  )
+  assert best(tmp_path) == (10, 0.3, [10, 10, 10])
+
+
+def test_a_resume_with_other_values_says_so(config, losses, tmp_path, caplog):
+  """What the second run changed is void: it left no state."""
+  said = []
+  for total, rate, diverges in ((6, 1e-3, False), (STEPS, 1e-4, True), (STEPS, 1e-5, False), (STEPS, 1e-5, False)):
+    losses[8] = math.nan if diverges else 1.0
+    config.total_steps, config.optimizer.base, config.log_every = total, rate, total + diverges
+    caplog.clear()
+    with caplog.at_level(logging.INFO), contextlib.suppress(train.NonFiniteLoss):
+      train.train(config, tmp_path)
+    said.append([message for message in caplog.messages if message.startswith('changed at')])
+  assert said[0] == said[3] == []
+  total = f'changed at step 6: total_steps: 6 -> {STEPS}'
+  assert said[1] == ['changed at step 6: optimizer.base: 0.001 -> 0.0001', total]
+  assert said[2] == ['changed at step 6: optimizer.base: 0.001 -> 1e-05', total]
+  lines = [json.loads(line) for line in (tmp_path / 'config_history.jsonl').read_text().splitlines()]
+  assert [(line['step'], line['values']['optimizer.base']) for line in lines] == [(0, 1e-3), (6, 1e-5)]
+  assert lines[1]['changed'] == {'optimizer.base': [1e-3, 1e-5], 'total_steps': [6, STEPS]}
+  assert lines[0]['values']['data.train.contents'].startswith('6 images, ')
+  page = report.write_report(tmp_path).read_text()
+  columns = re.findall(r'steps [\d,]+ to [\d,]+', page)
+  assert columns == ['steps 1 to 6', f'steps 7 to {STEPS}'] and '<code>1e-05</code>' in page
 
 
 def test_an_evaluation_that_was_cut_short_is_done_again(config, evaluations, tmp_path, monkeypatch):

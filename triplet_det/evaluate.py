@@ -18,7 +18,7 @@ from triplet_det.detection import canvas, coco_results, inference
 from triplet_det.detection.settings import Settings
 from triplet_det.devices import sharding
 from triplet_det.evaluators import best_and_worst, coco_ap, false_discovery
-from triplet_det.run import json_files
+from triplet_det.run import json_files, metric_writers
 from triplet_det.run.own_commit import own_commit
 from triplet_det.run.progress import ProgressLine
 from triplet_det.structs import Detections
@@ -172,6 +172,17 @@ def read_metrics(directory: epath.PathLike) -> dict[str, float]:
   path = epath.Path(directory) / 'metrics.json'
   metrics = json.loads(path.read_text())['metrics'] if path.exists() else {}
   return {name: float(value) for name, value in metrics.items()}  # JSON has no NaN: it is the string "NaN"
+
+
+def logged(workdir: epath.Path, step: int, annotations: str) -> dict[str, float]:
+  """The metrics of an evaluation in training as the log has them; empty if it was not done, not to its end, or of other
+  annotations than those with this digest.
+  """
+  log, written = workdir / metric_writers.METRICS_FILE, evaluation_folder(workdir, step) / 'metrics.json'
+  if written.exists() and json.loads(written.read_text())['fingerprint'].get('annotations', annotations) != annotations:
+    return {}
+  rows = [row for row in metric_writers.read_metrics(log) if row['step'] == step] if log.exists() else []
+  return {k.removeprefix('eval/'): value for row in rows for k, value in row.items() if k.startswith('eval/')}
 
 
 def check_categories(

@@ -93,7 +93,7 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, fl
     trial.source,
     trial.record.categories,
     trial.folder,
-    **train.evaluation_settings(config, workdir, trial.record.step),
+    **train.evaluation_settings(config, workdir, trial.record.step, trial.source),
   )
 
 

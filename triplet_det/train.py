@@ -21,6 +21,7 @@ from triplet_det.detection.settings import settings_for
 from triplet_det.devices import compiler, sharding
 from triplet_det.models import detector
 from triplet_det.pictures import plots
+from triplet_det.run import config_history
 from triplet_det.run.checkpoints import Checkpoints, NonFinite, RunRecord
 from triplet_det.run.metric_writers import METRICS_FILE, MetricWriter, read_metrics
 from triplet_det.run.progress import ProgressLine, duration
@@ -68,6 +69,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   # State: the newest checkpoint, or fresh parameters.
   checkpoints = Checkpoints(workdir)
   record = RunRecord(step=0, categories=categories, model=built.model, test=dataclasses.asdict(settings))
+  if evaluates:
+    record = dataclasses.replace(record, evaluated_on=eval_source.annotations.digest)
   restored = checkpoints.restore_newest(built.state, model=built.model)
   if restored:
     state, before = restored
@@ -95,7 +98,11 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   writer = MetricWriter(workdir if is_first_host else None, resume_step=first_step)
   writer.write_texts(0, {'config': f'```\n{config}```'})
   if is_first_host:
-    (workdir / 'config.json').write_text(config.to_json_best_effort(indent=1) + '\n')
+    text, commit = config.to_json_best_effort(indent=1), evaluate.fingerprint(settings)['commit']
+    sources = {'train': source, **({'eval': eval_source} if evaluates else {})}
+    data = {f'data.{split}.contents': one.contents for split, one in sources.items()}
+    for change in config_history.keep(workdir, text, first_step, data, commit):
+      logging.info('changed at step %d: %s', first_step, change)
   logging.info(
     '%s step %d of %d: %d images a step on %d %s device(s), %d training images, %d classes, %.2f M parameters',
     'continuing at' if restored else 'starting at',
@@ -115,10 +122,11 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   def evaluate_now() -> dict[str, float]:
     tester.use(sharding.on_this_host(state.variables))
     folder = evaluate.evaluation_folder(workdir, step)
-    found = evaluate.evaluate(tester, eval_source, categories, folder, **evaluation_settings(config, workdir, step))
+    told = evaluation_settings(config, workdir, step, eval_source)
+    found = evaluate.evaluate(tester, eval_source, categories, folder, **told)
     if found:
       logging.info('step %d: AP %.3f, AP50 %.3f', step, found['AP'], found['AP50'])
-      if sharding.first_host_says(found['AP'] > checkpoints.best_metric('AP')):
+      if sharding.first_host_says(found['AP'] > checkpoints.best_metric('AP', record.evaluated_on)):
         checkpoints.save_best(state.variables, dataclasses.replace(record, step=step, metrics=found))
     if is_first_host:
       writer.write_pictures(step, {f'eval/{path.stem}': path.read_bytes() for path in sorted(folder.glob('*.png'))})
@@ -161,7 +169,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   try:
     with stop_signal() as stopped:
       if is_evaluated(step):  # stopped between the checkpoint and the end of its evaluation, or already at the end
-        metrics = logged_evaluation(workdir, step) or evaluate_now()
+        metrics = evaluate.logged(workdir, step, record.evaluated_on) or evaluate_now()
       if step < config.total_steps:
         logging.info('compiling the training step ...')
       started = time.monotonic()
@@ -291,14 +299,16 @@ def training_batches(
   )
 
 
-def evaluation_settings(config: ConfigDict, workdir: epath.PathLike, step: int) -> dict[str, Any]:
+def evaluation_settings(
+  config: ConfigDict, workdir: epath.PathLike, step: int, source: pipeline.Source
+) -> dict[str, Any]:
   """What `evaluate.evaluate` takes from a config; the algorithm's name is that of the run folder."""
   return dict(
     split=config.data.eval.split,
     run_name=epath.Path(workdir).resolve().name,
     decimals=config.result_decimals,
     draw_threshold=config.draw_threshold,
-    about=dict(step=step),
+    about=dict(step=step, annotations=source.annotations.digest),
   )
 
 
@@ -334,10 +344,3 @@ def report_data(config: ConfigDict, source: pipeline.Source, eval_source: pipeli
     logging.info('%s', line)
   if diagnosis.fatal:
     raise ValueError('; '.join(diagnosis.fatal))
-
-
-def logged_evaluation(workdir: epath.Path, step: int) -> dict[str, float]:
-  """The metrics of a step's evaluation as the log has them; empty if it was not done, or not to its end."""
-  path = workdir / METRICS_FILE
-  rows = [row for row in read_metrics(path) if row['step'] == step] if path.exists() else []
-  return {k.removeprefix('eval/'): value for row in rows for k, value in row.items() if k.startswith('eval/')}

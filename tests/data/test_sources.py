@@ -61,6 +61,31 @@ def test_annotations_against_the_json(tiny):
   assert sum(found.report[k] for k in ('clipped', 'degenerate', 'filled_area', 'renumbered_ids')) == 0
 
 
+def test_the_digest_tells_other_annotations_from_these(tiny, tmp_path):
+  """In any field that is read; not by the order of the images in the file, nor by what is not read."""
+  path = tiny.annotations('train2017')
+  content = json.loads(path.read_text())
+
+  def digest(change=lambda content: None):
+    other = json.loads(json.dumps(content))
+    change(other)
+    (tmp_path / 'other.json').write_text(json.dumps(other, indent=3))
+    return sources.JsonSource(tiny.images('train2017'), tmp_path / 'other.json').annotations.digest
+
+  same = sources.JsonSource(tiny.images('train2017'), path)
+  assert same.contents == f'{len(same)} images, {len(same.annotations.boxes)} boxes, digest {digest()}'
+  assert digest(lambda c: c['images'].reverse()) == digest(lambda c: c.update(info={'year': 1})) == digest()
+  others = [
+    digest(lambda c: c['annotations'].pop()),
+    digest(lambda c: c['annotations'][0]['bbox'].__setitem__(2, c['annotations'][0]['bbox'][2] * 0.9)),
+    digest(lambda c: c['annotations'][0].update(area=1.5)),
+    digest(lambda c: c['annotations'][0].update(iscrowd=1 - c['annotations'][0]['iscrowd'])),
+    digest(lambda c: c['categories'][0].update(name='ball')),
+    digest(lambda c: c['images'][0].update(height=c['images'][0]['height'] + 1)),
+  ]
+  assert len({*others, digest()}) == len(others) + 1
+
+
 def test_order_is_that_of_tfds(tiny):
   hasher = hashing.Hasher('validation')
   found = read_annotations(tiny.annotations())

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from etils import epath
 
-from triplet_det.run import output_paths
+from triplet_det.run import config_history, output_paths
 from triplet_det.run.metric_writers import METRICS_FILE, read_metrics
 
 
@@ -86,6 +86,7 @@ class Run:
   folder: epath.Path
   log: tuple[dict, ...]  # lines of metrics.jsonl by step: 'step', and 'train/...' or 'eval/...' -> float
   config: dict  # empty if there is no config.json
+  history: tuple[dict, ...]  # lines of config_history.jsonl: 'step' from which on its 'values' hold
   evaluations: tuple[Evaluation, ...]  # the newest first; what is not complete comes last
   shown: Evaluation | None  # the newest complete one that has metrics (not of a test set), else the newest complete one
   curves: Curves | None  # of `shown`, as the pictures; None if there is no file, or no metrics
@@ -108,7 +109,7 @@ def read_run(workdir: epath.PathLike) -> Run:
   if not folder.is_dir():
     raise FileNotFoundError(f'there is no run folder {folder}: give one that was trained')
   log = read_metrics(folder / METRICS_FILE) if (folder / METRICS_FILE).exists() else []
-  with _understood(folder / 'config.json') as config:
+  with _understood(folder / config_history.CONFIG_FILE) as config:
     config = dict(config or {})
   evaluations = [_read_evaluation(path) for path in (folder / 'eval').glob('*') if path.is_dir()]
   oldest = datetime.datetime.min.replace(tzinfo=datetime.UTC)
@@ -122,6 +123,7 @@ def read_run(workdir: epath.PathLike) -> Run:
     folder=folder,
     log=tuple(sorted(log, key=lambda row: row['step'])),
     config=config,
+    history=tuple(config_history.read(folder)),
     evaluations=tuple(evaluations),
     shown=shown,
     curves=_read_curves(shown.folder) if shown and shown.metrics else None,

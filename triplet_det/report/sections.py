@@ -26,6 +26,7 @@ def values(run: Run) -> dict:
     'most_gain': max(single, key=single.get, default=None),  # the output that limits the detector
     'gallery': gallery.arrange(run.pictures, threshold) if run.pictures else None,
     'config': flat(run.config),
+    'changes': changes(run.history, run.log[-1]['step'] if run.log else None),
     'fingerprint': flat(run.shown.fingerprint) if run.shown else {},
   }
 
@@ -98,6 +99,21 @@ def false_discovery(curves: Curves) -> Chart:
     if any(map(math.isfinite, rates)):
       drawn.append(Curve(size, ious, rates, f'FD {_mean(rates):.3f}'))
   return Chart('False discovery rate, lower is better', 'IoU', drawn, decimals=3)
+
+
+def changes(history: Sequence[Mapping], last: int | None) -> dict:
+  """Columns, one for all steps that were trained with the same values, and name -> value in each, of those that differ.
+
+  Empty if nothing changed.
+  """
+  names = sorted({name for line in history for name in line['changed']})
+  if not names:
+    return {}
+  ends = [line['step'] for line in history[1:]] + [last]
+  spans = [f'steps {line["step"] + 1:,} to {"…" if end is None else f"{end:,}"}' for line, end in zip(history, ends)]
+  commits = [str(line.get('commit') or '') for line in history]
+  rows = {name: [str(line['values'].get(name, '')) for line in history] for name in names}
+  return {'columns': spans, 'rows': rows | {'commit': commits}}
 
 
 def flat(nested: Mapping[str, object], prefix: str = '') -> dict[str, str]:

@@ -1,0 +1,81 @@
+"""What the steps of a run are trained with: config.json has the values of today, config_history.jsonl those before it.
+
+A line of the history holds from its step on: {"step": 6, "date": ..., "commit": ..., "changed": {name: [before, now]},
+"values": {name: value}}. Values that no step depends on are left out.
+"""
+
+import datetime
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+CONFIG_FILE, HISTORY_FILE = 'config.json', 'config_history.jsonl'
+# Beginnings of the names, each with a dot behind it, of values that no step depends on.
+_NOT_OF_TRAINING = ('mode.', 'dry_run.', 'data.num_', 'state_shards.', 'model.remat.', 'init_from.', 'test.')
+_NOT_OF_TRAINING += ('log_', 'checkpoint_', 'eval_', 'result_', 'draw_')
+
+
+def keep(workdir: epath.PathLike, config: str, step: int, data: Mapping[str, str], commit: str | None) -> list[str]:
+  """Writes both files for a run that starts, or continues from the state of `step`.
+
+  Lines of this step and later ones are of runs that left no state, and go.
+
+  Args:
+    config: as JSON.
+    data: name of a value -> what the data are, beside their paths in the config.
+
+  Returns:
+    'name: before -> now' of each value that the run continues with and did not have before.
+
+  Raises:
+    ValueError: a file of a run before cannot be read.
+  """
+  folder = epath.Path(workdir)
+  lines = [line for line in read(folder) if line['step'] < step]
+  before, now = lines[-1]['values'] if lines else {}, _of_training(json.loads(config)) | data
+  changed = {name: [before[name], now[name]] for name in sorted(now) if name in before and before[name] != now[name]}
+  if changed or not lines:
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+    lines.append(dict(step=step, date=date, commit=commit, changed=changed, values=before | now))
+  for path, text in (
+    (folder / HISTORY_FILE, ''.join(json.dumps(line) + '\n' for line in lines)),
+    (folder / CONFIG_FILE, config + '\n'),
+  ):
+    unfinished = path.with_name(path.name + '.tmp')
+    unfinished.write_text(text)
+    unfinished.replace(path)
+  return [f'{name}: {old!r} -> {new!r}' for name, (old, new) in changed.items()]
+
+
+def read(folder: epath.Path) -> list[dict[str, Any]]:
+  """The lines of the history; of a run without one, begun by an older version, one of its config.
+
+  Raises:
+    ValueError: names the file that cannot be read.
+  """
+  path = folder / HISTORY_FILE
+  try:
+    if path.exists():
+      lines = [json.loads(line) for line in path.read_text().splitlines()]
+      return [
+        dict(one, changed=dict(one['changed']), values=dict(one['values']), step=int(one['step'])) for one in lines
+      ]
+    path = folder / CONFIG_FILE
+    values = _of_training(json.loads(path.read_text())) if path.exists() else {}
+    return [dict(step=0, date=None, commit=None, changed={}, values=values)] if values else []
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f'{path} is broken ({type(error).__name__}: {error}): move it, and it is made anew') from error
+
+
+def _of_training(config: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: value for name, value in _flat(config) if not f'{name}.'.startswith(_NOT_OF_TRAINING)}
+
+
+def _flat(tree: Mapping[str, Any], path: str = '') -> Iterator[tuple[str, Any]]:
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from _flat(value, f'{path}{key}.')
+    else:
+      yield path + key, value
