@@ -133,7 +133,7 @@ for ((attempt = 1, short = 0; ; attempt++)); do
   now=$(state)
   echo "attempt $attempt ended with $status (hosts: ${codes:-unknown}), the slice is $now" | tee -a "$log" >&2
   case " $codes " in
-    *' 1 '* | *' 2 '* | *' 3 '*) exit "$status" ;; # an error of the program's own would come again
+    *' 1 '* | *' 2 '* | *' 3 '* | *' 66 '* | *' 74 '*) exit "$status" ;; # an error of the program's own would come again
   esac
   case $now in
     READY) # stopped by a signal (75), another host was gone (76), or the connection broke

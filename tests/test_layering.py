@@ -54,9 +54,10 @@ STOREYS = {
   'run': [
     ['config_flag'],
     ['command_line', 'metric_writers'],
-    ['checkpoints'],
+    ['checkpoints', 'progress'],
     [
-      *('array_digest', 'config_history', 'config_limits', 'json_files', 'output_paths', 'own_commit', 'progress'),
+      *('array_digest', 'config_history', 'config_limits', 'endings', 'in_use', 'json_files', 'output_paths'),
+      *('own_commit', 'standard_streams'),
       'stop_signal',
     ],
   ],

@@ -6,6 +6,7 @@ scripts are in test_scripts.py, of the tables in test_tables.py, contradictions 
 
 import dataclasses
 import json
+import os
 import shutil
 import textwrap
 import zipfile
@@ -24,6 +25,7 @@ from triplet_det.detection.settings import Settings
 from triplet_det.devices import sharding
 from triplet_det.pictures import drawing
 from triplet_det.run import checkpoints
+from triplet_det.run.in_use import in_use
 
 STEP = 4  # of the checkpoints
 SIZES = dict(stacks=1, dims=(8, 8), blocks=(1, 1), stem_width=8, head_width=8, pool_width=8)
@@ -897,6 +899,22 @@ FILES = {
   ),
 }
 
+IN_USE = {
+  'a run folder in use': mine(
+    '--workdir={tmp}/held',
+    given='{tmp}/held is in use by ',
+    possible=f', process {os.getpid()}, since 2',
+    do='wait until that has ended, or give another --workdir',
+  ),
+  'boxes into a folder in use': predict(
+    '--checkpoint=demo',
+    out='{tmp}/held',
+    given='{tmp}/held is in use by ',
+    possible=f', process {os.getpid()}, since 2',
+    do='wait until that has ended, or give another --out',
+  ),
+}
+
 MISTAKES = (
   PATHS
   | CONFIGS
@@ -911,6 +929,7 @@ MISTAKES = (
   | SCRIPTS
   | FLIPPED
   | FILES
+  | IN_USE
 )
 
 
@@ -981,7 +1000,7 @@ def write_files(folder: Path) -> dict[str, Path]:
   for day in ('day1', 'day2'):
     (folder / day).mkdir()
     shutil.copy(next(coco.images().iterdir()), folder / day / '0001.jpg')
-  for name in ('photos', 'pngs'):
+  for name in ('photos', 'pngs', 'held'):
     (folder / name).mkdir()
   drawing.save_png(folder / 'pngs' / 'a.png', np.zeros((30, 40, 3), np.uint8))
   for name in ('file', 'net.pkl', 'text.zip'):
@@ -1007,7 +1026,9 @@ def write_files(folder: Path) -> dict[str, Path]:
 
 @pytest.fixture(scope='module')
 def places(tmp_path_factory):
-  return write_files(tmp_path_factory.mktemp('mistakes'))
+  places = write_files(tmp_path_factory.mktemp('mistakes'))
+  with in_use(places['tmp'] / 'held', 'none'):
+    yield places
 
 
 @pytest.fixture(scope='module')

@@ -14,10 +14,13 @@ The same command continues a run that was stopped. `--config.mode` is one of
 On a TPU pod, under SLURM or MPI the same command is started on every host and they find each other; anywhere else
 --coordinator, --num_hosts and --host_index tell them.
 
-Exit codes: 0 done; 2 the command, data or checkpoint do not fit; 3 the loss is not a number; 75 stopped by a signal
-with the state saved, run the same command again; 76 another host is gone, start all of them again.
+Exit codes: 0 done; 2 the command, data or checkpoint do not fit; 3 the loss is not a number; 66 an image cannot be read
+any more; 71 a process of the input was killed; 74 the disk is full; 75 stopped by a signal (SIGTERM, SIGHUP, Ctrl-C)
+with the state saved, run the same command again; 76 another host is gone, start all of them again; 130 interrupted with
+nothing to save. After 66, 71 and 74 the message says which step is saved.
 """
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -38,7 +41,16 @@ from triplet_det.devices import compiler, sharding
 from triplet_det.evaluators import error_analysis
 from triplet_det.models import detector
 from triplet_det.run import checkpoints, command_line, config_flag, config_limits, json_files, output_paths
-from triplet_det.run.command_line import EXIT_MISFIT
+from triplet_det.run.endings import (
+  EXIT_DISK,
+  EXIT_INPUT,
+  EXIT_INTERRUPTED,
+  EXIT_MISFIT,
+  EXIT_WORKER,
+  disk_is_full,
+  one_line,
+)
+from triplet_det.run.in_use import in_use
 from triplet_det.run.progress import ProgressLine, show_messages
 from triplet_det.training import show_data
 
@@ -88,22 +100,29 @@ def open_trial(config: ConfigDict, workdir: epath.Path) -> Trial:
 def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, float]:
   """Mode eval: the metrics of a checkpoint; `evaluate.evaluate` lists the files."""
   trial = open_trial(config, workdir)
-  return evaluate.evaluate(
-    trained_network.make_detector(trial.module, trial.variables, trial.settings, **trial.placement),
-    trial.source,
-    trial.record.categories,
-    trial.folder,
-    **train.evaluation_settings(config, workdir, trial.record.step, trial.source),
-  )
+  with _alone(trial):
+    return evaluate.evaluate(
+      trained_network.make_detector(trial.module, trial.variables, trial.settings, **trial.placement),
+      trial.source,
+      trial.record.categories,
+      trial.folder,
+      **train.evaluation_settings(config, workdir, trial.record.step, trial.source),
+    )
+
+
+def _alone(trial: Trial) -> contextlib.AbstractContextManager[None]:
+  """One evaluation in the folder of its results; beside a training, which has folders of its own, it may be."""
+  trial.folder.mkdir(parents=True, exist_ok=True)
+  return in_use(trial.folder if jax.process_index() == 0 else None, 'give another --config.eval_name')
 
 
 def analyse_errors(config: ConfigDict, workdir: epath.Path) -> list[dict]:
   """Mode error_analysis: writes error_analysis.json into the evaluation's folder and returns its rows."""
   trial = open_trial(config, workdir)
-  rows = error_analysis.analyse(trial.module, trial.variables, trial.settings, trial.source, **trial.placement)
+  with _alone(trial):
+    rows = error_analysis.analyse(trial.module, trial.variables, trial.settings, trial.source, **trial.placement)
   about = dict(step=trial.record.step, split=config.data.eval.split, images=len(trial.source))
   recipe = evaluate.fingerprint(trial.settings, **about)
-  trial.folder.mkdir(parents=True, exist_ok=True)
   json_files.write_json(trial.folder / 'error_analysis.json', dict(rows=rows, fingerprint=recipe))
   return rows
 
@@ -170,6 +189,13 @@ def run(config: ConfigDict, workdir: str) -> None:
   if config.mode == 'show_data':
     print(f'to look at: {show_training_data(config, folder)}')
     return
+  first = folder if jax.process_index() == 0 else None
+  with in_use(first, 'give another --workdir') if config.mode.startswith('train') else contextlib.nullcontext():
+    _work(config, folder)
+
+
+def _work(config: ConfigDict, folder: epath.Path) -> None:
+  """What prints metrics and writes the report."""
   if config.mode == 'error_analysis':
     rows = analyse_errors(config, folder)
     print(f'outputs replaced by ground truth, {config.data.eval.split}:\n{evaluate.format_error_analysis(rows)}')
@@ -195,15 +221,23 @@ def main(argv: list[str]) -> None:
     sys.exit(EXIT_STOPPED)
   except train.NonFiniteLoss as error:
     _fail(error, EXIT_NON_FINITE)
-  except (ValueError, FileNotFoundError, KeyError, sharding.HostsMissing) as error:
-    _fail(error, EXIT_MISFIT)
+  except pipeline.BrokenInput as error:
+    _fail(error, EXIT_INPUT)
+  except pipeline.WorkerLost as error:
+    _fail(error, EXIT_WORKER)
+  except KeyboardInterrupt:
+    _fail(RuntimeError('interrupted'), EXIT_INTERRUPTED)
   except jax.errors.JaxRuntimeError as error:
     if not _is_one_of_several():
       raise
     reason = str(error).strip().splitlines()[0]
     print(f'\nerror: another host is gone or failed ({reason}): start all of them again', file=sys.stderr, flush=True)
     os._exit(EXIT_ALONE)  # a proper end would wait for the other host
-  except Exception:
+  except Exception as error:
+    if disk_is_full(error):
+      _fail(OSError(f'the disk is full: {one_line(error)}'), EXIT_DISK)
+    if isinstance(error, (ValueError, OSError, KeyError, sharding.HostsMissing)):
+      _fail(error, EXIT_MISFIT)
     if not _is_one_of_several():
       raise
     traceback.print_exc()
@@ -213,7 +247,8 @@ def main(argv: list[str]) -> None:
 def _fail(error: Exception, code: int) -> None:
   """One clear message; the stack only for those who ask for it."""
   logging.debug('where it happened:', exc_info=error)
-  print(f'\nerror: {error.args[0] if isinstance(error, KeyError) else error}\n(--v=1 shows where)', file=sys.stderr)
+  message = '; '.join([str(error.args[0] if isinstance(error, KeyError) else error), *getattr(error, '__notes__', ())])
+  print(f'\nerror: {message}\n(--v=1 shows where)', file=sys.stderr)
   if _is_one_of_several() and not isinstance(error, sharding.HostsMissing):
     _leave(code)
   sys.exit(code)

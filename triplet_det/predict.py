@@ -5,6 +5,7 @@ Over many images: the same command continues a killed run; `--shard 3/16` does t
 """
 
 import argparse
+import contextlib
 import sys
 
 from triplet_det.data import image_files
@@ -16,6 +17,7 @@ from triplet_det.prediction import over_files
 from triplet_det.prediction.merge_parts import merge
 from triplet_det.prediction.parts_on_disk import Shard, Summary
 from triplet_det.run import command_line, output_paths
+from triplet_det.run.in_use import in_use
 
 
 def _parse() -> argparse.Namespace:
@@ -54,16 +56,19 @@ def _parse() -> argparse.Namespace:
   return arguments
 
 
-def _run(arguments: argparse.Namespace) -> Summary:
-  """Does what the command says and tells how it went."""
-  out = output_paths.local(arguments.out)
+def _run(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Summary:
+  """Does what the command says and tells how it went; `held` are the folder and the shard, from then on."""
+  out, advice = output_paths.local(arguments.out), 'give another --out'
   if arguments.merge:
+    held.enter_context(in_use(out, advice))
     return merge(out)
   shard = Shard.parse(arguments.shard)
   paths = over_files.find_images(arguments.paths)
   annotations = arguments.annotations and output_paths.local(arguments.annotations)
   changes = command_line.changes_of(arguments)
   output_paths.make_folder('--out', out)
+  held.enter_context(in_use(out, advice, shared=shard.count > 1))  # shards share the folder, each is in one process
+  held.enter_context(in_use(out, advice, part=shard.path(out).stem))
   few = len(paths) if not any(map(video.is_video, paths)) else arguments.batch_size
   sizes = dict(batch_size=min(arguments.batch_size, few), max_pixels=arguments.max_pixels)
   loaded = load(arguments.checkpoint, **sizes, **changes)
@@ -79,8 +84,8 @@ def _run(arguments: argparse.Namespace) -> Summary:
 def main() -> None:
   arguments = _parse()
   compiler.keep_programs(arguments.compilation_cache)
-  with command_line.misfits_in_one_line():
-    summary = _run(arguments)
+  with command_line.misfits_in_one_line(), contextlib.ExitStack() as held:
+    summary = _run(arguments, held)
   for path, reason in summary.left_out.items():
     print(f'left out: {path}: {reason}', file=sys.stderr)
   print(f'{summary.boxes} boxes in {summary.images} images above {arguments.threshold}: {arguments.out}')

@@ -21,9 +21,10 @@ from triplet_det.detection.settings import settings_for
 from triplet_det.devices import compiler, sharding
 from triplet_det.models import detector
 from triplet_det.pictures import plots
-from triplet_det.run import config_history
+from triplet_det.run import config_history, endings
 from triplet_det.run.checkpoints import Checkpoints, NonFinite, RunRecord
 from triplet_det.run.metric_writers import METRICS_FILE, MetricWriter, read_metrics
+from triplet_det.run.own_commit import own_commit
 from triplet_det.run.progress import ProgressLine, duration
 from triplet_det.run.stop_signal import stop_signal
 from triplet_det.structs import Batch
@@ -32,7 +33,7 @@ from triplet_det.training.train_step import TrainState, init_state, make_train_s
 
 
 class Preempted(Exception):
-  """The run was asked to stop (SIGTERM); its state is saved."""
+  """The run was asked to stop (SIGTERM, SIGHUP, Ctrl-C); its state is saved."""
 
 
 class NonFiniteLoss(Exception):
@@ -46,9 +47,10 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     The metrics of the last evaluation; empty in mode 'train'.
 
   Raises:
-    Preempted: after SIGTERM, once the state is saved.
+    Preempted: after such a signal, once the state is saved.
     NonFiniteLoss: names the step and the terms.
-    ValueError: data, config or checkpoint do not fit; see the message.
+    ValueError: data, config or checkpoint do not fit, see the message.
+    pipeline.BrokenInput, pipeline.WorkerLost, OSError: the input, or the disk; notes tell what is saved.
   """
   workdir = epath.Path(workdir).expanduser()
 
@@ -98,10 +100,10 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   writer = MetricWriter(workdir if is_first_host else None, resume_step=first_step)
   writer.write_texts(0, {'config': f'```\n{config}```'})
   if is_first_host:
-    text, commit = config.to_json_best_effort(indent=1), evaluate.fingerprint(settings)['commit']
+    text = config.to_json_best_effort(indent=1)
     sources = {'train': source, **({'eval': eval_source} if evaluates else {})}
     data = {f'data.{split}.contents': one.contents for split, one in sources.items()}
-    for change in config_history.keep(workdir, text, first_step, data, commit):
+    for change in config_history.keep(workdir, text, first_step, data, own_commit()):
       logging.info('changed at step %d: %s', first_step, change)
   logging.info(
     '%s step %d of %d: %d images a step on %d %s device(s), %d training images, %d classes, %.2f M parameters',
@@ -166,8 +168,17 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     except NonFinite as error:
       raise NonFiniteLoss(f'step {step}: {error}; the checkpoints in {workdir} are of earlier steps') from error
 
+  def save_the_rest() -> int:
+    """Saves the state as an error in the steps left it; its step is that of the last whole one."""
+    nonlocal step
+    step = int(state.step)
+    if step > first_step:
+      save()
+    checkpoints.close()  # waits for the disk
+    return step
+
   try:
-    with stop_signal() as stopped:
+    with stop_signal() as stopped, endings.kept(save_the_rest, unless=NonFiniteLoss):
       if is_evaluated(step):  # stopped between the checkpoint and the end of its evaluation, or already at the end
         metrics = evaluate.logged(workdir, step, record.evaluated_on) or evaluate_now()
       if step < config.total_steps:

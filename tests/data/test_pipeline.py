@@ -1,8 +1,14 @@
 """Batch k is a pure function of (seed, k), whatever the data are read from and by however many."""
 
+import collections
 import itertools
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import cv2
 import numpy as np
@@ -189,3 +195,69 @@ def test_load_images_in_order(source):
   early = pipeline.load_images(source, range(7))
   next(early)
   early.close()
+
+
+def test_little_shared_memory(source, expected, monkeypatch, caplog):
+  """A process that finds no room there is killed; threads need none, and make the same batches."""
+  room = collections.namedtuple('usage', 'total used free')(64 << 20, 64 << 20, 4096)
+  monkeypatch.setattr(pipeline.shutil, 'disk_usage', lambda path: room)
+  monkeypatch.setattr(pipeline.grain, 'MultiprocessingOptions', None)
+  with caplog.at_level('WARNING', 'absl'):
+    assert_equal(take(source, 3, num_workers=2), expected[:3])
+  assert '/dev/shm has 0 MB free, batches of 2 processes (data.num_workers) take up to' in caplog.text
+  assert 'docker run --shm-size=' in caplog.text
+
+
+@pytest.mark.parametrize(
+  'error, raised, said',
+  [
+    (ValueError('a.jpg: cut short'), pipeline.BrokenInput, 'a.jpg: cut short'),
+    (OSError(5, 'Input/output error', 'a.jpg'), pipeline.BrokenInput, "Input/output error: 'a.jpg'"),
+    (RuntimeError('Worker process was terminated unexpectedly with exit code -9. S'), pipeline.WorkerLost, 'SIGKILL'),
+    (
+      RuntimeError('Worker process was terminated unexpectedly with exit code -7. S'),
+      pipeline.WorkerLost,
+      'shm is f',
+    ),
+    (RuntimeError('Worker process was terminated unexpectedly with exit code 1. S'), pipeline.WorkerLost, 'code 1 '),
+    (RuntimeError('another'), RuntimeError, 'another'),
+  ],
+)
+def test_what_the_input_raises(error, raised, said):
+  def batches():
+    raise error
+    yield
+
+  with pytest.raises(raised, match=said) as found:
+    next(pipeline._Batches(batches()))
+  assert found.type is raised
+
+
+def test_a_process_of_the_input_ends_with_the_first():
+  """Even with one that is killed, which can tell nobody."""
+  code = """
+import multiprocessing, time
+from triplet_det.data import pipeline
+def worker(pid):
+  pipeline._begin_worker(0, 1)
+  pid.value = 1
+  time.sleep(60)
+if __name__ == '__main__':
+  context = multiprocessing.get_context('fork')
+  ready = context.Value('i', 0)
+  child = context.Process(target=worker, args=(ready,), daemon=True)
+  child.start()
+  while not ready.value:
+    time.sleep(0.01)
+  print(child.pid, flush=True)
+  time.sleep(60)
+"""
+  process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
+  child = int(process.stdout.readline())
+  os.kill(child, signal.SIGTERM)  # as a scheduler sends it to all processes of a job
+  os.kill(child, signal.SIGINT)
+  os.kill(child, 0)
+  process.kill()
+  start = time.monotonic()
+  process.communicate()  # ends when the last process that has the pipe is gone
+  assert time.monotonic() - start < 30

@@ -6,6 +6,13 @@ h * b to (h + 1) * b of the batch that one host would make. So a checkpoint need
 
 import functools
 import inspect
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +28,16 @@ _FORMATS: Mapping[str, Callable[..., Source]] = {
   'tfds': TfdsSource,
   'shapes': shapes_dataset.open_split,
 }
+_SHARED_MEMORY = '/dev/shm'  # through which processes hand batches over
+_BATCHES_OF_A_PROCESS = 6  # made, in the queue, taken from it, in use, not yet given back; measured: 5
+
+
+class BrokenInput(ValueError):
+  """An image cannot be read, any more perhaps."""
+
+
+class WorkerLost(RuntimeError):
+  """A process of the input was killed."""
 
 
 def open_source(format: str, **settings) -> Source:
@@ -112,8 +129,8 @@ def train_batches(
     valid [b, N] bool, with b = batch_size // host_count.
 
   Raises:
-    ValueError: the source is empty, a size or a scale is not positive, or batch_size is not divisible by host_count. An
-      image that cannot be decoded raises ValueError from `next()`.
+    ValueError: the source is empty, a size or a scale is not positive, or batch_size is not divisible by host_count.
+      `next()` raises BrokenInput for an image that cannot be read, and WorkerLost.
   """
   if len(source) == 0:
     raise ValueError('the data set has 0 images')
@@ -136,11 +153,64 @@ def train_batches(
   # Batches are made before the workers' turn: behind them, rows would be dealt by the number of workers.
   shares = examples.batch(batch_size // host_count, drop_remainder=True)
   batches = shares[host_index::host_count][start_step:]
+  batch_bytes = batch_size // host_count * (3 * input_size**2 + 21 * max_objects)
+  if num_workers and not _fit_into_shared_memory(num_workers, batch_bytes):
+    num_workers, num_threads = 0, max(num_threads, num_workers)
   read = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
   dataset = batches.to_iter_dataset(read)
   if num_workers:
-    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
-  return iter(dataset)
+    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers), _begin_worker)
+  return _Batches(iter(dataset))
+
+
+def _fit_into_shared_memory(num_workers: int, batch_bytes: int) -> bool:
+  """Whether so many processes can hand over their batches; one that finds no room is killed by SIGBUS."""
+  if sys.platform != 'linux':
+    return True
+  free = shutil.disk_usage(_SHARED_MEMORY).free if os.access(_SHARED_MEMORY, os.W_OK) else 0
+  need = _BATCHES_OF_A_PROCESS * num_workers * batch_bytes
+  if free < need:
+    logging.warning(
+      '%s has %d MB free, batches of %d processes (data.num_workers) take up to %d MB: as many threads read instead, '
+      'slower perhaps; give a container more (docker run --shm-size=%dm)',
+      *(_SHARED_MEMORY, free >> 20, num_workers, need >> 20, (2 * need >> 20) + 1),
+    )
+  return free >= need
+
+
+def _begin_worker(index: int, count: int) -> None:
+  """In a process of the input: signals for all processes are the first one's to answer; without that one it ends."""
+  del index, count
+  for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+
+  def end_with_the_first() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=end_with_the_first, daemon=True).start()
+
+
+class _Batches(Iterator):
+  """grain's, with errors that tell what to do."""
+
+  def __init__(self, batches: Iterator):
+    self._batches, self.close = batches, batches.close
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    try:
+      return next(self._batches)
+    except (ValueError, OSError) as error:
+      raise BrokenInput(str(error)) from error
+    except RuntimeError as error:
+      if not (match := re.search(r'Worker process .*exit code (-?\d+)', str(error))):
+        raise
+      ended = int(match[1])
+      how = f'ended with exit code {ended}' if ended >= 0 else f'was killed by {signal.Signals(-ended).name}'
+      advice = f'{_SHARED_MEMORY} is full' if ended == -signal.SIGBUS else 'the system does that when memory is short'
+      raise WorkerLost(
+        f'a process of the input {how} ({advice}): give fewer data.num_workers, or more memory'
+      ) from error
 
 
 def load_images(source: Source, indices: Iterable[int]) -> Iterator[tuple[int, Record, np.ndarray]]:

@@ -4,9 +4,11 @@ import ctypes
 import functools
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import jax
+from absl import logging
 from etils import epath
 
 
@@ -21,10 +23,24 @@ def options(device: jax.Device) -> dict[str, str]:
 
 
 def keep_programs(folder: str) -> None:
-  """Keeps what takes a second or more to compile in `folder`, for later processes too; '' keeps nothing."""
-  if folder:
-    jax.config.update('jax_compilation_cache_dir', str(epath.Path(folder).expanduser()))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+  """Keeps what takes a second or more to compile in `folder`, for later processes too; '' keeps nothing.
+
+  Nor does a folder that cannot be made or written: that costs time alone, and is said once.
+  """
+  if not folder:
+    return
+  path = epath.Path(folder).expanduser()
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    usable = '://' in folder or os.access(path, os.W_OK | os.X_OK)
+  except OSError:
+    usable = False
+  if not usable:
+    logging.warning('%s cannot be written: each start compiles anew; --compilation_cache=DIR is kept elsewhere', path)
+    return
+  warnings.filterwarnings('ignore', 'Error (reading|writing) persistent compilation cache')  # one for each program
+  jax.config.update('jax_compilation_cache_dir', str(path))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
 
 
 def check_room(program: jax.stages.Compiled) -> None:

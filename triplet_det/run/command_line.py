@@ -9,9 +9,9 @@ from typing import Any
 
 from absl import flags
 
+from triplet_det.run.endings import EXIT_DISK, EXIT_INTERRUPTED, EXIT_MISFIT, disk_is_full, one_line
 from triplet_det.run.progress import show_messages
 
-EXIT_MISFIT = 2  # the command, data or checkpoint do not fit
 CACHE = '~/.cache/triplet_det'
 CACHE_HELP = 'folder of compiled programs; empty: none'
 
@@ -26,12 +26,17 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 @contextlib.contextmanager
 def misfits_in_one_line() -> Iterator[None]:
-  """What does not fit ends the process with its message alone."""
+  """What does not fit, a full disk and Ctrl-C end the process with a message alone."""
   try:
     yield
-  except (FileNotFoundError, ValueError, ImportError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(EXIT_MISFIT)
+  except (OSError, ValueError, ImportError) as error:
+    full = disk_is_full(error)
+    message = f'the disk is full ({one_line(error)}); free some space, then the same command' if full else error
+    print(f'error: {message}', file=sys.stderr)
+    sys.exit(EXIT_DISK if full else EXIT_MISFIT)
+  except KeyboardInterrupt:
+    print('\ninterrupted; the same command does the rest', file=sys.stderr)
+    sys.exit(EXIT_INTERRUPTED)
 
 
 def add_settings_flags(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,8 @@ from typing import NamedTuple, TextIO
 from absl import logging
 from tqdm import tqdm
 
+from triplet_det.run import standard_streams
+
 _WINDOW_SECONDS = 60.0  # rates and ETA are means over this much of the recent past
 
 
@@ -119,7 +121,8 @@ class ProgressLine:
     width = shutil.get_terminal_size().columns - 1  # a line that wraps cannot be rewritten in place
     if self._bar is None:
       shape = '{desc}  {figures}' if self._total is None else '{desc} |{bar}| {figures}'
-      self._bar = _Bar(total=self._total, desc=done, file=self._stream, bar_format=shape, ascii=False, ncols=width)
+      ascii = not (self._stream.encoding or 'utf-8').lower().startswith('utf')
+      self._bar = _Bar(total=self._total, desc=done, file=self._stream, bar_format=shape, ascii=ascii, ncols=width)
     self._bar.n, self._bar.ncols, self._bar.figures = self._step, width, figures
     self._bar.set_description_str(done, refresh=False)
     self._bar.refresh()
@@ -159,12 +162,26 @@ def duration(seconds: float) -> str:
 
 
 def show_messages() -> None:
-  """Lets this package's log messages through, above a bar, and of others (Orbax tells every file) only warnings."""
+  """Lets this package's log messages through, above a bar, and of others (Orbax tells every file) only warnings.
+
+  From here on no stream that is closed, broken or full ends the command.
+  """
+  standard_streams.make_lasting()
   logging.use_absl_handler()
   logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))
   handler = logging.get_absl_handler()
+  if handler.python_handler.stream is sys.__stderr__:
+    handler.python_handler.stream = sys.stderr
   here = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-  handler.addFilter(lambda r: r.levelno >= stdlib_logging.WARNING or r.pathname.startswith(here))
+
+  def is_told(record: stdlib_logging.LogRecord) -> bool:
+    if record.pathname.startswith(here):
+      return True
+    # What Orbax cannot do, on a full disk for example, it tells a dozen times, and raises.
+    orbax = f'{os.sep}orbax{os.sep}' in record.pathname and record.levelno >= stdlib_logging.ERROR
+    return record.levelno >= stdlib_logging.WARNING and not orbax
+
+  handler.addFilter(is_told)
   emit = handler.python_handler.emit
 
   def emit_above_the_bar(record: stdlib_logging.LogRecord) -> None:
