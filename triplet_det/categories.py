@@ -3,6 +3,7 @@
 Free of JAX, because the workers of the input pipeline import it.
 """
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 
@@ -23,9 +24,9 @@ class CategoryTable:
     if len(self.ids) != len(self.names):
       raise ValueError(f'a category table needs a name per id: {len(self.ids)} ids, {len(self.names)} names')
     for what, values in (('id', self.ids), ('name', self.names)):
-      doubled = sorted({v for v in values if values.count(v) > 1}, key=str)
+      doubled = sorted((v for v, count in collections.Counter(values).items() if count > 1), key=str)
       if doubled:
-        raise ValueError(f'category {what} listed more than once: {doubled}')
+        raise ValueError(f'category {what} listed more than once: {doubled[:5]}')
     if not self.ids:
       raise ValueError('a category table needs at least one category, got none')
 

@@ -93,7 +93,7 @@ def evaluate(
   metrics, curves = measure(source.ground_truth, rows)
   json_files.write_json(directory / 'curves.json', curves, indent=None)
   if left_out := source.annotations.report['degenerate']:
-    logging.warning('%d boxes without a size inside their image are no objects to find, as in training', left_out)
+    logging.info('%d boxes without a size inside their image are no objects to find, as in training', left_out)
   known = dict(split=split, images=len(source), left_out=left_out, decimals=decimals)
   recipe = fingerprint(detector.settings, **known, **(about or {}))
   # Written last: an evaluation with metrics.json is complete.
