@@ -39,15 +39,15 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
   """
   found, search = [], _Search()
   for pattern in patterns:
-    path, before = output_paths.local(pattern), len(search.passed[RESULTS])
+    path, before = output_paths.local(pattern), search.count(RESULTS, RESULT_FOLDERS)
     if path.is_dir():
       files = search.below(path)
     else:
       named = [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))
-      files = [one for one in named if not search.is_folder(one) and search.takes(one, by_name=one == path)]
+      files = [one for one in named if not search.is_folder(one) and search.takes(one, search.lists_for(one.parent))]
     # A pattern that the shell expands names folders of results, ._x.jpg and folders called x.jpg among the images.
     has_its_name = path.exists() and path.suffix.lower() in search.suffixes
-    if not files and not has_its_name and len(search.passed[RESULTS]) == before:
+    if not files and not has_its_name and search.count(RESULTS, RESULT_FOLDERS) == before:
       raise FileNotFoundError(
         f'{pattern}: no such file, or a folder without images; give files that are there, or folders and patterns with '
         f'some ({", ".join(search.suffixes)}){search.told()}'
@@ -60,7 +60,7 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
   return list(dict.fromkeys(found))
 
 
-OTHERS, RESULTS = 'files of other kinds', 'results of predict'
+OTHERS, RESULTS, RESULT_FOLDERS = 'files of other kinds', 'results of predict', 'folders of results of predict'
 
 
 class _Search:
@@ -69,33 +69,40 @@ class _Search:
   def __init__(self):
     self.suffixes = (*image_files.suffixes(), *video.SUFFIXES)
     self.passed: dict[str, list[Path]] = collections.defaultdict(list)  # kind -> files and folders
-    self._results_in = functools.lru_cache(maxsize=4)(result_folder.read)  # files come folder by folder
+    self._read = functools.lru_cache(maxsize=4)(result_folder.read)  # files come folder by folder
 
   def below(self, top: Path) -> list[Path]:
     """The images and videos in a folder and its subfolders."""
     found = []
     for name, folders, files in os.walk(top, onerror=lambda error: self._pass('unreadable folders', error.filename)):
       folder = Path(name)
-      results = self._results_in(folder)
+      results = self._read(folder)
       if results.run and folder != top and not results.among_photos:
-        self._pass('folders of results of predict', folder)
+        self._pass(RESULT_FOLDERS, folder)
         folders.clear()
         continue
       for one in folders:
         if (folder / one).is_symlink():
           self._pass('linked folders', folder / one)
-      for path in filter(self.takes, map(folder.joinpath, files)):
+      lists = self.lists_for(folder)
+      for path in map(folder.joinpath, files):
+        if not self.takes(path, lists):
+          continue
         if path.suffix.lower() in self.suffixes:
           found.append(path)
         else:
           self._pass(OTHERS, path)
     return found
 
-  def takes(self, path: Path, *, by_name: bool = False) -> bool:
-    """False for what macOS writes beside files, and for what predict wrote, unless it was named itself."""
+  def lists_for(self, folder: Path) -> list[result_folder.ResultFolder]:
+    """What may list a file in the folder; figures are listed one folder above."""
+    return [results for results in (self._read(folder), self._read(folder.parent)) if results.run]
+
+  def takes(self, path: Path, lists: Sequence[result_folder.ResultFolder]) -> bool:
+    """False for what macOS writes beside files, and for what predict wrote."""
     if path.name.startswith('._'):
       self._pass(OTHERS, path)
-    elif not by_name and any(self._results_in(folder).has(path) for folder in (path.parent, path.parent.parent)):
+    elif any(results.has(path) for results in lists):
       self._pass(RESULTS, path)
     else:
       return True
@@ -106,6 +113,9 @@ class _Search:
       self._pass('folders', path)
       return True
     return False
+
+  def count(self, *kinds: str) -> int:
+    return sum(len(self.passed[kind]) for kind in kinds)
 
   def told(self) -> str:
     """What was passed over, for the end of a message."""
