@@ -915,6 +915,23 @@ IN_USE = {
   ),
 }
 
+IMAGES = {
+  'a setting of the orientation that is none': mine(
+    '--config.data.train.orientation=turned',
+    given="orientation is 'turned'",
+    possible="give 'stored' for boxes on the pixels as the files have them, or 'upright'",
+    do='for boxes that were drawn on images turned by their EXIF orientation',
+  ),
+  'an image that claims to be huge': predict(
+    '--checkpoint=demo',
+    photo='{tmp}/claims.ppm',
+    code=1,
+    given='claims.ppm: 12000 x 12000 pixels (height x width) are 144,000,000',
+    possible='the limit is 100,000,000',
+    do='make it smaller, or raise the limit (predict --max_pixels N',
+  ),
+}
+
 MISTAKES = (
   PATHS
   | CONFIGS
@@ -930,6 +947,7 @@ MISTAKES = (
   | FLIPPED
   | FILES
   | IN_USE
+  | IMAGES
 )
 
 
@@ -994,6 +1012,7 @@ def write_files(folder: Path) -> dict[str, Path]:
   }.items():
     (folder / f'{name}.json').write_text(json.dumps(data))
   (folder / 'empty.json').write_text('')
+  (folder / 'claims.ppm').write_bytes(b'P6 12000 12000 255\n')
   shutil.copytree(coco.images(), folder / 'broken_images')
   for path in (folder / 'broken_images').iterdir():
     path.write_bytes(path.read_bytes()[:300])

@@ -105,7 +105,12 @@ def test_memory_that_is_too_short_for_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'error', [MemoryError('no room'), jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')]
+  'error',
+  [
+    MemoryError('no room'),
+    jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 9 bytes'),
+    jax.errors.JaxRuntimeError('INTERNAL: Error dispatching computation: Out of memory allocating 9 bytes.'),
+  ],
 )
 @pytest.mark.parametrize('is_late', [False, True])
 def test_a_batch_that_memory_is_too_short_for(error, is_late, monkeypatch):

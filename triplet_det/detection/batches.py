@@ -84,7 +84,7 @@ def detect(
     try:
       return step(*arguments)
     except (MemoryError, jax.errors.JaxRuntimeError, cv2.error) as error:
-      words = 'RESOURCE_EXHAUSTED', 'Insufficient memory'
+      words = 'RESOURCE_EXHAUSTED', 'Out of memory', 'Insufficient memory'  # of XLA, of its CPU, of OpenCV
       if failed is None or not (isinstance(error, MemoryError) or any(word in str(error) for word in words)):
         raise
       for key, _ in batch:
