@@ -36,7 +36,7 @@ from jax.experimental import topologies
 
 from triplet_det import dry_run
 from triplet_det.devices import sharding
-from triplet_det.run import config_flag, config_limits
+from triplet_det.run import config_flag, config_limits, output_paths
 from triplet_det.run.command_line import EXIT_MISFIT
 from triplet_det.run.progress import show_messages
 
@@ -134,9 +134,9 @@ def main(argv: list[str]) -> None:
   print(dry_run.as_text(found))
   if _JSON.value:
     about = dict(topology=_TOPOLOGY.value, config=json.loads(config.to_json_best_effort()), jax=jax.__version__)
-    Path(_JSON.value).write_text(json.dumps(dry_run.as_json(found) | about, indent=1) + '\n')
+    output_paths.write_whole(_JSON.value, json.dumps(dry_run.as_json(found) | about, indent=1) + '\n')
   if _MARKDOWN.value:
-    Path(_MARKDOWN.value).write_text(dry_run.as_markdown(found) + '\n')
+    output_paths.write_whole(_MARKDOWN.value, dry_run.as_markdown(found) + '\n')
 
 
 if __name__ == '__main__':

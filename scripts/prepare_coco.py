@@ -3,7 +3,7 @@
   python scripts/prepare_coco.py --coco /data/coco --data_dir /data/tfds
 
 `--coco` holds `annotations/` and the folders of images (`train2017/`, `val2017/`, ...). It needs as much
-space again as the images. Run a second time, it says that the data set is there.
+space again as the images. Run a second time, it says that the data set is there, or that another one is.
 """
 
 import argparse
@@ -36,6 +36,8 @@ def main() -> None:
   except (FileNotFoundError, ValueError) as e:
     parser.error(f'{e}. --coco must hold annotations/ and the folders of images {", ".join(arguments.splits)}')
   print(f'{"already prepared" if was_there else "prepared"}: {directory}')
+  for left in directory.parent.glob('incomplete.*'):
+    print(f'  {left} is of a preparation that was killed, or that still runs: remove it if none does')
   for split in splits:
     source = sources.TfdsSource(data_dir=directory, split=split.name)
     print(f'  {split.name}: {len(source)} images, {len(source.categories)} categories')

@@ -2,15 +2,18 @@
 
 import contextlib
 import functools
+import hashlib
 import io
 import json
 import logging
 import math
+import shutil
 
 import cv2
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -22,6 +25,8 @@ from triplet_det.detection import inference, trained_network
 from triplet_det.detection.settings import Settings
 from triplet_det.evaluators import best_and_worst
 from triplet_det.models import detector
+from triplet_det.report import run_folder
+from triplet_det.run import json_files
 from triplet_det.structs import Detections, KeypointMaps, Pairs
 
 KINDS = ('png', 'jpg')  # of the pictures of an image
@@ -151,6 +156,39 @@ def test_metrics_json(evaluated):
   assert [k for k, v in again.items() if v != v] == [k for k, v in metrics.items() if v != v] != []
   assert evaluate.read_metrics(folder.parent / 'nowhere') == {}
   assert evaluate.evaluation_folder(folder.parent.parent, 7) == folder
+
+
+def test_an_evaluation_that_is_killed_leaves_nothing_that_looks_whole(source, evaluated, tmp_path, monkeypatch):
+  _, _, folder = evaluated
+  killed = tmp_path / 'eval' / 'step_000007'
+  shutil.copytree(folder, killed)
+  known = json.loads((folder / 'metrics.json').read_text())['results']
+  text = (folder / 'results.json').read_bytes()
+  assert known == dict(boxes=len(json.loads(text)), bytes=len(text), sha256=hashlib.sha256(text).hexdigest())
+  monkeypatch.setattr(evaluate.best_and_worst, 'write', lambda *_, **__: 1 / 0)
+  nothing = FakeDetector({image_id: found([], []) for image_id in source.image_ids})
+  with pytest.raises(ZeroDivisionError):
+    run_evaluation(nothing, source, source.categories, killed)
+  assert json.loads((killed / 'results.json').read_text()) == []
+  assert evaluate.read_metrics(killed) == {}  # and not those of the perfect detector
+  # Files of two evaluations, brought together by hand.
+  shutil.copy(folder / 'metrics.json', killed)
+  with pytest.raises(
+    ValueError, match=rf'metrics\.json is broken.*of results of {len(text)} bytes, results\.json .* has 3'
+  ):
+    run_folder.read_run(tmp_path)
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+  json_files.write_json(tmp_path / 'a.json', dict(a=1))
+  (tmp_path / 'mine').write_text('mine')
+  (tmp_path / 'a.json.tmp').symlink_to(tmp_path / 'mine')
+  json_files.write_json(tmp_path / 'a.json', dict(a=2))
+  assert (tmp_path / 'mine').read_text() == 'mine'  # a link at the temporary name is not followed
+  monkeypatch.setattr(type(epath.Path(tmp_path)), 'replace', lambda *_: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    json_files.write_json(tmp_path / 'a.json', dict(a=3))
+  assert json.loads((tmp_path / 'a.json').read_text()) == dict(a=2)
 
 
 def test_the_name_of_the_folder(tmp_path):

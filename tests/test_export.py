@@ -178,6 +178,23 @@ def test_published_soft_nms_cannot_be_exported(tmp_path):
   assert sidecar.settings['stale_rows'] is False
 
 
+def test_an_export_that_is_killed_leaves_no_detector(run_folder, tmp_path, monkeypatch):
+  out = tmp_path / 'a.zip'
+  out.write_text('an older one')
+  monkeypatch.setattr(export, 'lower', lambda *_: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    export.export(str(run_folder), out, sizes=((40, 40),))
+  assert out.read_text() == 'an older one' and sorted(path.name for path in tmp_path.iterdir()) == [
+    'a.zip',
+    'a.zip.tmp',
+  ]
+  assert not loading.is_exported(tmp_path / 'a.zip.tmp')
+  monkeypatch.undo()
+  monkeypatch.setattr(export, 'lower', lambda *_: b'')
+  export.export(str(run_folder), out, sizes=((40, 40),))
+  assert [path.name for path in tmp_path.iterdir()] == ['a.zip'] and zipfile.is_zipfile(out)
+
+
 def test_mistakes_are_named(run_folder, two_scales, tmp_path):
   run, out = str(run_folder), tmp_path / 'a.zip'
   for match, path, given in (

@@ -55,11 +55,8 @@ STOREYS = {
     ['config_flag'],
     ['command_line', 'metric_writers'],
     ['checkpoints', 'progress'],
-    [
-      *('array_digest', 'config_history', 'config_limits', 'endings', 'in_use', 'json_files', 'output_paths'),
-      *('own_commit', 'standard_streams'),
-      'stop_signal',
-    ],
+    ['array_digest', 'config_history', 'config_limits', 'endings', 'in_use', 'json_files', 'own_commit'],
+    ['output_paths', 'standard_streams', 'stop_signal'],
   ],
   'training': [
     ['finetune'],

@@ -20,6 +20,7 @@ from triplet_det.detection import batches, canvas, inference, trained_network
 from triplet_det.detection.settings import Settings, settings_for
 from triplet_det.devices import compiler, roofline, sharding
 from triplet_det.devices.compiled_program import Program, bytes_on_device, compile_program
+from triplet_det.run import output_paths
 from triplet_det.run.progress import duration
 
 STEP, DETECTION = 'training step', 'detection'
@@ -77,7 +78,7 @@ def make_plan(
     program, text = _training_step(built, chip, mesh.devices.size, config.accumulate)
     found.append(program)
     if hlo is not None:
-      epath.Path(hlo).write_text(text)
+      output_paths.write_whole(hlo, text)
   if DETECTION in programs:
     settings = settings_for(config.test.to_dict(), config.image_scale)
     own = [one for one in mesh.devices.flat if one.process_index == jax.process_index()]

@@ -57,7 +57,8 @@ def evaluate(
 
   The files: results.json (COCO rows), for a split without annotations also under the name that COCO's server wants;
   gallery.json, best.png, worst.png and their folders (`best_and_worst.write`); curves.json (precision over recall, FD
-  over IoU); metrics.json (the metrics, and a fingerprint of how they came about).
+  over IoU); metrics.json (the metrics, a fingerprint of how they came about, and number, bytes and SHA-256 of the
+  results that they are of), whose older one is removed first and which comes last: where it is, all is whole.
 
   Args:
     detector: of `make_detector`.
@@ -84,7 +85,8 @@ def evaluate(
     return json.loads(sharding.from_all_hosts('')[0])
   directory = epath.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
-  coco_results.write_results(directory / 'results.json', rows)
+  (directory / 'metrics.json').unlink(missing_ok=True)  # of an earlier evaluation; it says that all here is whole
+  written = coco_results.write_results(directory / 'results.json', rows)
   if not source.ground_truth['annotations']:
     name = coco_results.server_file_name(split, run_name)
     coco_results.write_results(directory / name, rows)
@@ -97,7 +99,7 @@ def evaluate(
   known = dict(split=split, images=len(source), left_out=left_out, decimals=decimals)
   recipe = fingerprint(detector.settings, **known, **(about or {}))
   # Written last: an evaluation with metrics.json is complete.
-  json_files.write_json(directory / 'metrics.json', dict(metrics=metrics, fingerprint=recipe))
+  json_files.write_json(directory / 'metrics.json', dict(metrics=metrics, fingerprint=recipe, results=written))
   sharding.from_all_hosts(json.dumps(metrics))
   return metrics
 

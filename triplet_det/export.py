@@ -131,7 +131,7 @@ def export(
     ),
   )
   exported_contents.check_sidecar(json.loads(json.dumps(dataclasses.asdict(sidecar))), out)
-  unfinished = output_paths.unfinished(out)
+  unfinished = output_paths.unfinished(out)  # which no command takes for a detector; the next export replaces it
   with zipfile.ZipFile(unfinished, 'w', zipfile.ZIP_DEFLATED) as archive:
     archive.writestr(SIDECAR, json.dumps(dataclasses.asdict(sidecar), indent=1))
     for one in programs:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 from triplet_det import configs, evaluate
 from triplet_det.detection.settings import settings_for
+from triplet_det.report import run_folder
 from triplet_det.run import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,6 +135,10 @@ def _read(run: Run, path: epath.Path) -> Result | None:
   if not path.exists():
     return None
   content, config = json.loads(path.read_text()), run.config(tested=True)
+  try:
+    run_folder.check_results(path.parent, content)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}: evaluate again, or move it') from error
   settings = dataclasses.asdict(settings_for(config.test.to_dict(), config.image_scale))
   wanted = dict(flat(dict(test=settings, split=config.data.eval.split)))
   if 'metrics' in content:  # the error analysis writes no boxes

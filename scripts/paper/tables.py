@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.paper import published, speed, table_runs
 from scripts.paper.side_by_side import FORMATS, Row, Table, common_and_notes
 from scripts.paper.table_rows import Request, folders, multi_scale, request_of
+from triplet_det.run import output_paths
 
 # What rows are there to compare, and how the two detectors were published; all else should be equal in a table.
 MEANT = ('training.model.center_', 'training.model.cascade_')
@@ -203,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   if arguments.out:
     arguments.out.mkdir(parents=True, exist_ok=True)
     for write, ending in FORMATS.values():
-      (arguments.out / f'{table.name}.{ending}').write_text(write(table) + '\n')
+      output_paths.write_whole(arguments.out / f'{table.name}.{ending}', write(table) + '\n')
   print(FORMATS[arguments.format][0](table))
 
 

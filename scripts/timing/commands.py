@@ -28,7 +28,7 @@ from triplet_det.detection import batches, trained_network
 from triplet_det.devices import compiler
 from triplet_det.export import parse_size
 from triplet_det.models import torch_import
-from triplet_det.run import checkpoints
+from triplet_det.run import checkpoints, output_paths
 
 ROOT = Path(__file__).resolve().parents[2]
 KB, MB = 1e3, 1e6
@@ -293,7 +293,7 @@ def main(description: str, argv: Sequence[str] | None = None) -> int:
     table = table_of(options.command, measure.__doc__, measure(options, take_turns), settings)
     print(as_text(table))
     if options.json:
-      options.json.write_text(as_json(table) + '\n')
+      output_paths.write_whole(options.json, as_json(table) + '\n')
     changes = compare(before, json.loads(as_json(table))) if before else []
   except (ValueError, FileNotFoundError, RuntimeError) as error:
     parser.error(str(error))

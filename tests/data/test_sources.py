@@ -139,6 +139,36 @@ def test_preparing_twice_reads_what_is_there(tiny, prepared):
     prepare_tfds.prepare(prepare_tfds.official_splits(tiny.root, ['test2017']), prepared)
 
 
+def test_another_data_set_or_a_part_of_one_is_not_taken_for_this_one(tiny, prepared, tmp_path):
+  shutil.copytree(prepared, tmp_path / 'tfds')
+  directory = prepare_tfds.prepared_directory(tmp_path / 'tfds')
+  other = write_tiny_coco(tmp_path / 'other', seed=1)  # as many images and objects
+
+  def again(root, **changed):
+    return prepare_tfds.prepare(prepare_tfds.official_splits(root, ['val2017']), tmp_path / 'tfds', **changed)
+
+  assert again(tiny.root) == directory
+  with pytest.raises(
+    ValueError, match=rf'{directory} holds another data set: its validation \(3 images\) is not of'
+  ) as e:
+    again(other.root)
+  assert str(other.annotations('val2017')) in str(e.value) and 'remove it or choose another directory' in str(e.value)
+  shutil.rmtree(directory / 'annotations')  # as TFDS prepares it: the numbers of images are compared
+  assert again(other.root) == directory
+  more = write_tiny_coco(tmp_path / 'more', val=4)
+  with pytest.raises(ValueError, match='holds another data set'):
+    again(more.root)
+  (records,) = directory.glob('*validation*-of-*')
+  records.unlink()
+  with pytest.raises(
+    ValueError, match=rf'only in part there: 1 of 1 files of validation are missing, such as {records.name}'
+  ):
+    again(tiny.root)
+  (directory / 'dataset_info.json').unlink()
+  with pytest.raises(ValueError, match=rf'{directory} is only in part there, without dataset_info\.json: remove it'):
+    again(tiny.root)
+
+
 def test_other_image_formats_subfolders_and_own_names(tmp_path):
   """PNG bytes pass unchanged, files may lie in subfolders, an image may have no objects in a test split."""
   images = tmp_path / 'pictures'
@@ -305,5 +335,10 @@ def test_script(tiny, tmp_path):
   assert '--config.data.train.data_dir=out' in first.stdout
   again = run('--coco', str(tiny.root), '--data_dir', 'out', '--splits', 'val2017')
   assert 'already prepared: ' in again.stdout and '\nprepared: ' not in again.stdout
+  (tmp_path / 'out/coco/2017/incomplete.ABCDEF_1.1.0').mkdir()
+  other = write_tiny_coco(tmp_path / 'other', seed=1)
+  refused = run('--coco', str(other.root), '--data_dir', 'out', '--splits', 'val2017')
+  assert refused.returncode == 2 and 'out/coco/2017/1.1.0 holds another data set' in refused.stderr
+  assert 'remove it if none does' in run(*first.args[2:]).stdout
   missing = run('--coco', str(tmp_path / 'nowhere'), '--data_dir', 'out2')
   assert missing.returncode == 2 and 'no annotations at' in missing.stderr and 'Traceback' not in missing.stderr

@@ -127,6 +127,58 @@ def test_shards_share_the_work(at_once, files, tmp_path, count, capsys):
   assert outcome.images == 0 and not again.tester.seen
 
 
+def flip(line):
+  """A bit of a number: still JSON."""
+  at = line.index(b'"scores": [0.') + len(b'"scores": [0.')
+  return line[:at] + bytes([line[at] ^ 1]) + line[at + 1 :]
+
+
+DAMAGES = {  # of three lines, and how many places are lost
+  'a bit of a number': (lambda a, b, c: a + flip(b) + c, 1),
+  'the end of a line': (lambda a, b, c: a + b[:-2] + c, 2),
+  'a sector of zeros': (lambda a, b, c: a[:-20] + bytes(20 + len(b)) + c, 3),
+  'not even a number': (lambda a, b, c: a + b'5\n' + c, 1),
+}
+
+
+@pytest.mark.parametrize('kind', DAMAGES)
+def test_a_damaged_line_is_done_again_and_said(at_once, files, tmp_path, kind, caplog):
+  with pytest.raises(KeyboardInterrupt):
+    over_files.predict(stand_in(killed_after=8), files, tmp_path, threshold=0.5, coco=True)
+  part, (damage, lost) = tmp_path / 'parts' / 'part_1_of_1.jsonl', DAMAGES[kind]
+  lines = part.read_bytes().splitlines(keepends=True)
+  part.write_bytes(b''.join(lines[:3]) + damage(*lines[3:6]) + b''.join(lines[6:]))
+  outcome = over_files.predict(stand_in(), files, tmp_path, threshold=0.5, coco=True)
+  assert re.search(rf'{part}: line [45] is damaged, what it was about is done again', caplog.text)
+  assert outcome.images == 3 + FRAMES - 8 + lost
+  assert results(tmp_path) == results(at_once)
+
+
+def test_damage_of_a_whole_part_is_not_merged(files, tmp_path):
+  options = dict(threshold=0.5, draw=False)
+  for index in (1, 2):
+    over_files.predict(stand_in(), files[:2], tmp_path, **options, shard=Shard(index, 2))
+  part = tmp_path / 'parts' / 'part_2_of_2.jsonl'
+  about, line, frames = part.read_bytes().splitlines(keepends=True)
+  for damaged in (about + flip(line) + frames, about + line + b'x' + frames):
+    part.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r'not complete are part_2_of_2\.jsonl: run these shards to their end first'):
+      merge(tmp_path)
+    assert not (tmp_path / 'detections.json').exists()
+    over_files.predict(stand_in(), files[:2], tmp_path, **options, shard=Shard(2, 2))
+    assert merge(tmp_path).images == 2  # and it stays repaired
+    (tmp_path / 'detections.json').unlink()
+  part.write_bytes(b'x' + about + line + frames)
+  for again in (merge, lambda out: over_files.predict(stand_in(), files[:2], out, **options, shard=Shard(2, 2))):
+    with pytest.raises(
+      ValueError, match=r'part_2_of_2\.jsonl: line 1, which says of which run it is, is damaged\. Remove'
+    ):
+      again(tmp_path)
+  old = [json.dumps({k: v for k, v in json.loads(one).items() if k != 'crc32'}) for one in (about, line, frames)]
+  part.write_text('\n'.join(old) + '\n')  # of a version without checksums
+  assert merge(tmp_path).images == 2
+
+
 def test_parts_of_other_runs_are_refused(files, tmp_path):
   options = dict(threshold=0.5, draw=False)
   with pytest.raises(FileNotFoundError, match='--shard first'):

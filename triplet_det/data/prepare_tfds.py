@@ -79,7 +79,7 @@ def prepare(splits: Sequence[Split], data_dir: epath.PathLike, config: str = '20
   Raises:
     FileNotFoundError: a folder, a JSON or images are missing.
     ValueError: a JSON is not sound, an image cannot be decoded or is not of the size that the JSON says, the categories
-      differ between splits, or another data set is already at that place.
+      differ between splits, or another data set, or a part of one, is already at that place.
   """
   if not splits:
     raise ValueError('nothing to prepare: got 0 splits')
@@ -91,10 +91,36 @@ def prepare(splits: Sequence[Split], data_dir: epath.PathLike, config: str = '20
         f'{directory} is already prepared with the splits {sorted(present)}, without {sorted(absent)}; '
         'remove it or choose another directory'
       )
+    for split in splits:
+      _check_same(directory, split)
     return directory
+  if directory.exists():
+    raise ValueError(
+      f'{directory} is only in part there, without dataset_info.json: remove it or choose another directory'
+    )
   builder = CocoBuilder(splits=splits, data_dir=str(data_dir), config=tfds.core.BuilderConfig(name=config))
   builder.download_and_prepare(file_format='array_record')
   return epath.Path(builder.data_path)
+
+
+def _check_same(directory: epath.Path, split: Split) -> None:
+  """Raises ValueError if what is prepared there lacks files, or is not of this JSON."""
+  advice = 'remove it or choose another directory'
+  there = tfds.builder_from_directory(directory).info.splits[split.name]
+  if lacking := [path for path in map(epath.Path, there.filepaths) if not path.exists()]:
+    raise ValueError(
+      f'{directory} is only in part there: {len(lacking)} of {len(there.filepaths)} files of {split.name} are missing, '
+      f'such as {lacking[0].name}; {advice}'
+    )
+  given, beside = epath.Path(split.annotations), directory / 'annotations' / f'instances_{split.name}.json'
+  if beside.exists():
+    same = given.stat().length == beside.stat().length and given.read_bytes() == beside.read_bytes()
+  else:  # prepared by TFDS
+    same = len(_read(split)) == there.num_examples
+  if not same:
+    raise ValueError(
+      f'{directory} holds another data set: its {split.name} ({there.num_examples} images) is not of {given}; {advice}'
+    )
 
 
 class CocoRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):

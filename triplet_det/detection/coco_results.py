@@ -1,5 +1,6 @@
 """Detections as COCO result rows: what the evaluators read, and what COCO's server takes."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -47,14 +48,17 @@ def results_rows(
   return rows
 
 
-def write_results(path: epath.PathLike, rows: Sequence[Mapping]) -> None:
-  """Writes COCO result rows as JSON, whole or not at all. ValueError if a number is NaN or infinite."""
+def write_results(path: epath.PathLike, rows: Sequence[Mapping]) -> dict[str, int | str]:
+  """Writes COCO result rows as JSON, whole or not at all; returns their number and the file's bytes and SHA-256.
+
+  Raises:
+    ValueError: a number is NaN or infinite.
+  """
   path = epath.Path(path)
   text = '[' + ',\n'.join(json.dumps(row, allow_nan=False) for row in rows) + ']\n'
   path.parent.mkdir(parents=True, exist_ok=True)
-  unfinished = output_paths.unfinished(path)
-  unfinished.write_text(text)
-  unfinished.replace(path)
+  output_paths.write_whole(path, text)
+  return dict(boxes=len(rows), bytes=len(text), sha256=hashlib.sha256(text.encode()).hexdigest())
 
 
 def server_file_name(split: str, algorithm: str) -> str:

@@ -75,7 +75,7 @@ def write(
       (directory / entry['image']).write_bytes(_jpeg(image))
     drawing.save_png(directory / f'{title}.png', drawing.contact_sheet(pictures, columns=4, captions=captions))
   _remove_others(directory, [entry['image'] for entry in gallery])
-  (directory / 'gallery.json').write_text('[' + ',\n'.join(map(json.dumps, gallery)) + ']\n')
+  output_paths.write_whole(directory / 'gallery.json', '[' + ',\n'.join(map(json.dumps, gallery)) + ']\n')
 
 
 def _remove_others(directory: epath.Path, images: Sequence[str]) -> None:

@@ -1,22 +1,26 @@
 """What `predict` has found so far, on disk: a killed run continues, and several processes share the work.
 
 Every process appends to a part of its own, `<out>/parts/part_3_of_16.jsonl`: a line about the run, a line per image as
-it is done, and a last line that says that all are. `merge_parts` makes one result of the parts.
+it is done, and a last line that says that all are. Every line has a checksum. `merge_parts` makes one result of the
+parts.
 """
 
 import dataclasses
 import json
 import re
+import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from triplet_det.categories import CategoryTable
 from triplet_det.detection.result import ImageDetections
 
 FOLDER = 'parts'
+CHECKSUM = 'crc32'  # of a line without it
 
 
 class Place(NamedTuple):
@@ -77,22 +81,33 @@ class Part:
   """
 
   def __init__(self, path: Path):
-    """Opens a part, or makes an empty one; what a kill has cut short is not read."""
+    """Opens a part, or makes an empty one; what a kill has cut short is not read, what is damaged is done again.
+
+    Raises:
+      ValueError: its first line, which says of which run it is, is damaged.
+    """
     self.path, self.about, self.frames = path, None, None
     self._images, self._boxes, self._left_out = 0, 0, {}
     self._begins: dict[Place, int] = {}
-    self._end = 0
+    self._end, self._damaged = 0, []
     path.parent.mkdir(parents=True, exist_ok=True)
     self._file = path.open('a+b')
     self._file.seek(0)
-    for raw in self._file:
-      try:
-        line = json.loads(raw)
-      except ValueError:
-        return
+    for number, raw in enumerate(self._file, 1):
       if not raw.endswith(b'\n'):
-        return
-      self._note(line, len(raw))
+        break
+      line = _read_line(raw)
+      if line is not None and (self.about or 'about' in line):
+        self._note(line, len(raw))
+        continue
+      if not self.about:
+        raise ValueError(f'{path}: line 1, which says of which run it is, is damaged. Remove {path}, it is done again')
+      if raw.strip():
+        logging.warning('%s: line %d is damaged, what it was about is done again', path, number)
+        self._damaged.append((self._end, len(raw)))
+      self._end += len(raw)
+    if self._damaged:
+      self.frames = None  # there is work to do again
 
   def begin(self, about: Mapping[str, Any]) -> None:
     """Begins the run, or continues it.
@@ -107,6 +122,10 @@ class Part:
     if self.about is not None:
       self.check_same_run(about)
     self._file.truncate(self._end)
+    with self.path.open('r+b') as file:  # the other one only appends
+      for begin, size in self._damaged:
+        file.seek(begin)
+        file.write(b' ' * (size - 1) + b'\n')
     if self.about is None:
       self._append(dict(about=about))
 
@@ -151,13 +170,14 @@ class Part:
   def line(self, place: Place) -> dict[str, Any]:
     """What was noted of a place that is done."""
     self._file.seek(self._begins[place])
-    return json.loads(self._file.readline())
+    return _read_line(self._file.readline())
 
   def close(self) -> None:
     self._file.close()
 
   def _append(self, line: Mapping[str, Any]) -> None:
-    raw = (json.dumps(line) + '\n').encode()
+    text = json.dumps(line)
+    raw = f'{text[:-1]}, "{CHECKSUM}": {zlib.crc32(text.encode())}}}\n'.encode()
     self._file.write(raw)
     self._file.flush()  # from now on only the machine, not the process, can lose it
     self._note(line, len(raw))
@@ -176,6 +196,18 @@ class Part:
         threshold = float(np.float32(self.about['threshold']))  # as `ImageDetections.above` compares
         self._boxes += sum(score > threshold for score in line['scores'])
     self._end += size
+
+
+def _read_line(raw: bytes) -> dict[str, Any] | None:
+  """What `Part` wrote, as long as it is what it wrote; lines of an older version have no checksum."""
+  text, mark, checksum = raw.rstrip(b'}\n').rpartition(f', "{CHECKSUM}": '.encode())
+  try:
+    line = json.loads(raw)
+    if mark and int(checksum) != zlib.crc32(text + b'}'):
+      return None
+  except (ValueError, RecursionError):
+    return None
+  return line if isinstance(line, dict) and line.keys() & {'about', 'frames', 'at'} else None
 
 
 def detections_of(line: Mapping[str, Any], categories: CategoryTable) -> ImageDetections:

@@ -87,9 +87,7 @@ class ResultFolder:
 
   def write(self) -> None:
     content = dict(results_of=_WRITER, run=self.run, among_photos=self.among_photos, files=self.files)
-    unfinished = self.folder / f'{LIST}.tmp'
-    unfinished.write_text(json.dumps(content, indent=0) + '\n')
-    unfinished.replace(self.folder / LIST)
+    output_paths.write_whole(self.folder / LIST, json.dumps(content, indent=0) + '\n')
 
 
 def read(folder: Path) -> ResultFolder:

@@ -31,9 +31,8 @@ def write_report(workdir: epath.PathLike) -> epath.Path:
   """
   run = run_folder.read_run(workdir)
   path = run.folder / PAGE
-  unfinished = output_paths.unfinished(path)
-  unfinished.write_bytes(_page(run).encode(errors='replace'))  # file names may hold what is not Unicode
-  return unfinished.replace(path)
+  output_paths.write_whole(path, _page(run).encode(errors='replace'))  # file names may hold what is not Unicode
+  return path
 
 
 def _page(run: run_folder.Run) -> str:

@@ -181,11 +181,19 @@ def _understood(path: epath.Path) -> Iterator:
 def _read_evaluation(folder: epath.Path) -> Evaluation:
   path = folder / 'metrics.json'
   with _understood(path) as content:
+    check_results(folder, content or {})
     fingerprint = dict(content['fingerprint']) if content else {}
     in_name = re.search(r'step_(\d+)', folder.name)
     step = int(fingerprint['step']) if 'step' in fingerprint else int(in_name[1]) if in_name else None
     written = datetime.datetime.fromtimestamp(path.stat().mtime, datetime.UTC) if content else None
     return Evaluation(folder, step, written, _metrics(content['metrics']) if content else {}, fingerprint)
+
+
+def check_results(folder: epath.Path, content: Mapping) -> None:
+  """Raises ValueError if results.json is not the one that metrics.json, with this content, was measured on."""
+  path, known = folder / 'results.json', content.get('results')
+  if known and path.exists() and path.stat().length != known['bytes']:
+    raise ValueError(f'it is of results of {known["bytes"]} bytes, {path.name} beside it has {path.stat().length}')
 
 
 def _metrics(metrics: Mapping) -> dict[str, float]:

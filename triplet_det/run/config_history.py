@@ -11,6 +11,8 @@ from typing import Any
 
 from etils import epath
 
+from triplet_det.run import output_paths
+
 CONFIG_FILE, HISTORY_FILE = 'config.json', 'config_history.jsonl'
 # Beginnings of the names, each with a dot behind it, of values that no step depends on.
 _NOT_OF_TRAINING = ('mode.', 'dry_run.', 'data.num_', 'state_shards.', 'model.remat.', 'init_from.', 'test.')
@@ -43,9 +45,7 @@ def keep(workdir: epath.PathLike, config: str, step: int, data: Mapping[str, str
     (folder / HISTORY_FILE, ''.join(json.dumps(line) + '\n' for line in lines)),
     (folder / CONFIG_FILE, config + '\n'),
   ):
-    unfinished = path.with_name(path.name + '.tmp')
-    unfinished.write_text(text)
-    unfinished.replace(path)
+    output_paths.write_whole(path, text)
   return [f'{name}: {old!r} -> {new!r}' for name, (old, new) in changed.items()]
 
 

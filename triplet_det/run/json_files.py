@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from etils import epath
 
+from triplet_det.run import output_paths
+
 
 def json_safe(value: float) -> float | str:
   """The value itself, or the string that stands for NaN or an infinity in JSON; `float` reads both."""
@@ -15,7 +17,7 @@ def json_safe(value: float) -> float | str:
 
 
 def write_json(path: epath.Path, content: Mapping, *, indent: int | None = 1) -> None:
-  """Writes JSON as all programs read it: NaN, which JSON does not have, is the string "NaN"."""
+  """Writes JSON, whole or not at all, as all programs read it: NaN, which JSON does not have, is the string "NaN"."""
 
   def safe(value):
     if isinstance(value, Mapping):
@@ -24,4 +26,4 @@ def write_json(path: epath.Path, content: Mapping, *, indent: int | None = 1) ->
       return [safe(one) for one in value]
     return json_safe(value) if isinstance(value, float) else value
 
-  path.write_text(json.dumps(safe(content), indent=indent) + '\n')
+  output_paths.write_whole(path, json.dumps(safe(content), indent=indent) + '\n')

@@ -151,9 +151,7 @@ def _repair(path: pathlib.Path, resume_step: int | None) -> None:
   if len(kept) < len(readable):
     logging.info('%s: dropped %d line(s) of steps after %d', path, len(readable) - len(kept), resume_step)
   if unreadable or len(kept) < len(readable):
-    unfinished = output_paths.unfinished(path)
-    unfinished.write_text(''.join(line + '\n' for line in kept), encoding='utf-8')
-    unfinished.replace(path)
+    output_paths.write_whole(path, ''.join(line + '\n' for line in kept))
 
 
 def _parsed(line: str) -> dict | None:

@@ -33,6 +33,13 @@ def make_folder(flag: str, path: epath.PathLike) -> None:
     )
 
 
+def write_whole(path: epath.PathLike, content: str | bytes) -> None:
+  """Writes a file whole or not at all: what is killed meanwhile leaves the one that was there."""
+  beside = unfinished(epath.Path(path))
+  beside.write_bytes(content.encode() if isinstance(content, str) else content)
+  beside.replace(path)
+
+
 def local(text: str) -> Path:
   """A path on this machine, ~ being the home. Raises ValueError for a URL, which a `Path` would take for a folder."""
   if '://' in text:
