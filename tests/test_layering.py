@@ -27,7 +27,7 @@ STOREYS = {
     ['pipeline'],
     ['shapes_dataset'],
     ['prepare_tfds'],
-    ['sources'],
+    ['sources', 'systematic_faults'],
     ['layouts'],
     ['annotations', 'augmentation', 'image_files', 'shapes_drawing'],
   ],

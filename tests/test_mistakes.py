@@ -369,6 +369,22 @@ FIELDS = {
   ),
 }
 
+LAYOUTS = {
+  'boxes as corners': mine(
+    '--config.data.train.annotations={tmp}/corners.json',
+    given='{tmp}/corners.json: about 100% of 12 boxes are x1 y1 x2 y2',
+    possible='not x y width height',
+    do='write [x1, y1, x2 - x1, y2 - y1]',
+  ),
+  'boxes as YOLO has them': mine(
+    '--config.mode=check_data',
+    '--config.data.eval.annotations={tmp}/yolo.json',
+    given='{tmp}/yolo.json: 8 of 8 boxes (100%) are fractions of width and height (0 to 1), not pixels',
+    possible='1 thing makes training impossible, see above',
+    do='multiply by width and height of the image',
+  ),
+}
+
 DEVICES = {
   'a batch that the devices do not divide': mine(
     '--config.batch_size=12',
@@ -948,6 +964,7 @@ MISTAKES = (
   | FILES
   | IN_USE
   | IMAGES
+  | LAYOUTS
 )
 
 
@@ -1011,6 +1028,16 @@ def write_files(folder: Path) -> dict[str, Path]:
     'other_names': json.loads(coco.annotations('val2017').read_text()) | {'categories': renamed},
   }.items():
     (folder / f'{name}.json').write_text(json.dumps(data))
+  for name, split, box in (
+    ('corners', 'train2017', [45, 35, 59, 52]),
+    ('yolo', 'val2017', [0.5, 0.4, 0.2, 0.1]),
+  ):
+    truth = json.loads(coco.annotations(split).read_text())
+    rows = [
+      dict(id=n + 1, image_id=truth['images'][n // 4]['id'], category_id=3, bbox=[v + n / 1000 for v in box])
+      for n in range(4 * len(truth['images']))
+    ]
+    (folder / f'{name}.json').write_text(json.dumps(truth | {'annotations': rows}))
   (folder / 'empty.json').write_text('')
   (folder / 'claims.ppm').write_bytes(b'P6 12000 12000 255\n')
   shutil.copytree(coco.images(), folder / 'broken_images')

@@ -330,6 +330,7 @@ def diagnose_data(
   files: Sequence[doctor.Files] = (),
 ) -> doctor.Diagnosis:
   """What the data doctor says of the splits; `files` are those of both if they were read."""
+  splits = [source, eval_source] if eval_source else [source]
   return doctor.diagnose(
     doctor.examine(source, scale=config.image_scale, crowds_are_objects=config.augment.train_on_crowd),
     doctor.examine(eval_source, scale=config.image_scale) if eval_source else None,
@@ -337,6 +338,7 @@ def diagnose_data(
     crop_scales=config.augment.scales,
     max_objects=config.augment.max_objects,
     files=files,
+    turned=[one.turned for one in files] or [doctor.read_headers(split) for split in splits],
   )
 
 

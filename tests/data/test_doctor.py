@@ -1,7 +1,9 @@
 """The data doctor against counts by hand: what a split holds, what was repaired, what is wrong."""
 
+import dataclasses
 import hashlib
 import json
+import struct
 
 import cv2
 import numpy as np
@@ -33,7 +35,7 @@ def write(folder, boxes=BOXES, *, categories=CATEGORIES, split='train', prefix='
     width, height = SIZES.get(name, (60, 80))
     images.append(dict(id=number, file_name=prefix + name, width=width, height=height))
     folder.mkdir(parents=True, exist_ok=True)
-    pixels = np.full((height, width, 3), grey + number, np.uint8)
+    pixels = np.full((height, width, 3), (grey + number) % 256, np.uint8)
     (folder / (prefix + name)).write_bytes(cv2.imencode('.png', pixels)[1].tobytes())
     for category, box, area, crowd in rows:
       row = dict(category_id=category, image_id=number, bbox=box, area=area, iscrowd=crowd)
@@ -152,6 +154,69 @@ def test_more_objects_than_slots(tmp_path):
   [text] = [t for t in doctor.diagnose(train, **{**EASY, 'max_objects': 4}).warnings if 'max_objects' in t]
   assert text.startswith('1 training images have more than 4 objects') and 'up to 5:' in text and 'a.png' in text
   assert not [t for t in doctor.diagnose(train, **{**EASY, 'max_objects': 5}).warnings if 'max_objects' in t]
+
+
+def test_images_of_more_than_a_hundred_objects(tmp_path):
+  """COCO's AP counts 100 detections; more than `max_objects` are another matter, in training alone."""
+  full = {'a.png': [(4, [n, 5, 9, 9 + n % 50], 81, 0) for n in range(101)], 'b.png': [(4, [1, 1, 9, 9], 81, 0)]}
+  examined = [doctor.examine(write(tmp_path / name, full, prefix=name)) for name in ('train', 'val')]
+  texts = [t for t in doctor.diagnose(*examined, **{**EASY, 'max_objects': 128}).warnings if 'more than 100' in t]
+  for text, name in zip(texts, ('train', 'val'), strict=True):
+    start = f'{tmp_path}/{name}/annotations.json: 1 images have more than 100 objects, up to 101 (first: {name}a.png)'
+    assert text.startswith(start) and text.endswith('test.max_detections; see docs/troubleshooting.md')
+
+
+def test_categories_of_one_name(tmp_path):
+  names = [
+    dict(id=n, name=name) for n, name in enumerate(['Red cell', 'red_cell', 'red cells', ' dog', 'Dog', 'a', 'b'])
+  ]
+  split = doctor.examine(write(tmp_path, {'a.png': [(n, [5, 5, 30, 30], 900, 0) for n in range(7)]}, categories=names))
+  assert doctor.diagnose(split, **EASY).warnings == (
+    f'{split.path}: categories whose names differ by capitals, spaces or signs alone: 2 '
+    "(first: 'Red cell' = 'red_cell', ' dog' = 'Dog'); if they are one class, give their objects one id",
+  )
+
+
+def test_a_systematic_fault_is_a_finding(tmp_path):
+  """Boxes as x1 y1 x2 y2 in one split of two; sound ones there are told of nothing."""
+  boxes = {f'{n}.png': [(4, [20 + n, 30, 25, 20 + n], 500, 0)] for n in range(10)}
+  wrong = {name: [(4, [x, y, x + w, y + h], 500, 0)] for name, [(_, (x, y, w, h), *_)] in boxes.items()}
+  train, val = (doctor.examine(write(tmp_path / n, b, prefix=n)) for n, b in (('train', boxes), ('val', wrong)))
+  diagnosis = doctor.diagnose(train, val, **EASY)
+  [text] = diagnosis.fatal
+  assert text.startswith(f'{val.path}: about 100% of 10 boxes are x1 y1 x2 y2, not x y width height: ')
+  assert f'wrong: {text}' in doctor_report.full(diagnosis)
+  assert doctor.diagnose(train, **EASY).fatal == ()
+
+
+def turned(path, tag, order='<'):
+  """Writes a JPEG of random size with an EXIF orientation."""
+  big = order == '>'
+  exif = (b'MM\0*' if big else b'II*\0') + struct.pack(f'{order}IHHHIHHI', 8, 1, 0x112, 3, 1, tag, 0, 0)
+  segment = b'\xff\xe1' + struct.pack('>H', len(exif) + 8) + b'Exif\0\0' + exif
+  jpeg = cv2.imencode('.jpg', np.zeros((80, 60, 3), np.uint8))[1].tobytes()
+  path.write_bytes(jpeg[:2] + segment + jpeg[2:])
+
+
+def test_images_that_viewers_show_turned(tmp_path):
+  """Told before training, of a sample, and after all images were read; not if the setting says that it is known."""
+  boxes = {f'{n}.jpg': [(4, [20 + n % 7, 30, 25, 20], 500, 0)] for n in range(300)}
+  source = write(tmp_path, boxes)
+  for n in range(300):
+    turned(tmp_path / f'{n}.jpg', 1 if n % 3 else 6, '<>'[n % 2])
+  train = doctor.examine(source)
+  sample = doctor.read_headers(source)
+  assert sample.looked_at == 200 and 40 < len(sample.names) < 95
+  everything = doctor.read_every_image(source, lambda done: None)
+  assert everything.turned.looked_at == 300 and set(everything.turned.names) == {f'{n}.jpg' for n in range(0, 300, 3)}
+  for found in (sample, everything.turned):
+    [text] = [t for t in doctor.diagnose(train, **EASY, turned=[found]).warnings if 'EXIF' in t]
+    count = f'{len(found.names)} of {found.looked_at} images of data.train that were looked at are shown turned'
+    assert text.startswith(count) and text.endswith('give --config.data.train.orientation=upright')
+    known = dataclasses.replace(found, setting='upright')
+    assert not [t for t in doctor.diagnose(train, **EASY, turned=[known]).warnings if 'EXIF' in t]
+  (tmp_path / '5.jpg').unlink()
+  assert doctor.read_headers(source).looked_at == 200  # a missing file is for whoever needs it to say
 
 
 def in_both(diagnosis):

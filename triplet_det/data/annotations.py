@@ -12,6 +12,21 @@ from etils import epath
 
 from triplet_det.categories import CategoryTable
 
+_ANGLES = {'rotation', 'angle', 'theta'}  # degrees or radians
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Written:
+  """The N boxes of M images as they are in the file, before one is cut or left out."""
+
+  boxes: np.ndarray  # [N, 4] float64, meant as x, y, width, height, pixels
+  areas: np.ndarray  # [N] float64, pixels
+  classes: np.ndarray  # [N] int32
+  crowd: np.ndarray  # [N] bool
+  turned: np.ndarray  # [N] bool, whether a label tool has turned them by an angle that is noted beside
+  image_of: np.ndarray  # [N] int64, position of the image
+  image_sizes: np.ndarray  # [M, 2] int32 (height, width), pixels
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Annotations:
@@ -30,9 +45,13 @@ class Annotations:
   areas: np.ndarray  # [n] float64, as annotated, pixels
   report: Mapping[str, int]  # counts of what was found and of what was repaired
   examples: Mapping[str, tuple[str, ...]]  # key of `report` -> the first few of what was repaired or left out
+  written: Written | None = None  # for the doctor; stays behind when the rest is sent to workers
 
   def __len__(self) -> int:
     return len(self.file_names)
+
+  def __getstate__(self) -> dict:
+    return vars(self) | {'written': None}
 
   @functools.cached_property
   def digest(self) -> str:
@@ -58,7 +77,9 @@ class Annotations:
     of_boxes = {name: getattr(self, name)[rows] for name in ('boxes', 'classes', 'crowd', 'ids', 'areas')}
     starts = np.concatenate([[0], np.cumsum(np.diff(self.starts)[order])])
     names = tuple(self.file_names[i] for i in order)
-    return dataclasses.replace(self, file_names=names, starts=starts, **of_images, **of_boxes)
+    image_of = np.argsort(order)[self.written.image_of]
+    written = dataclasses.replace(self.written, image_of=image_of, image_sizes=of_images['image_sizes'])
+    return dataclasses.replace(self, file_names=names, starts=starts, written=written, **of_images, **of_boxes)
 
 
 def pack(data: Mapping, path: epath.PathLike, repaired: Mapping[str, Sequence[str]] | None = None) -> Annotations:
@@ -77,15 +98,24 @@ def pack(data: Mapping, path: epath.PathLike, repaired: Mapping[str, Sequence[st
   image_sizes = np.array([(image['height'], image['width']) for image in data['images']], np.int32)
 
   # The order of operations is TFDS's, so that the float32 values agree to the bit.
-  x, y, w, h = np.array([annotation['bbox'] for annotation in annotations], np.float64).reshape(-1, 4).T
+  as_written = np.array([annotation['bbox'] for annotation in annotations], np.float64).reshape(-1, 4)
+  x, y, w, h = as_written.T
   height, width = image_sizes[image_of].T
   fractions = np.stack([x / width, y / height, (x + w) / width, (y + h) / height], axis=1)
   inside = fractions.clip(0, 1)
   boxes = inside.astype(np.float32)
   full = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-  kept = [annotations[n] for n in np.flatnonzero(full)]
   counts = np.bincount(image_of[full], minlength=len(position))
-  crowd = np.array([annotation['iscrowd'] for annotation in kept], bool)
+  written = Written(
+    boxes=as_written,
+    areas=np.array([annotation['area'] for annotation in annotations], np.float64),
+    classes=np.array([class_of[annotation['category_id']] for annotation in annotations], np.int32),
+    crowd=np.array([annotation['iscrowd'] for annotation in annotations], bool),
+    turned=np.array([_is_turned(annotation) for annotation in annotations], bool),
+    image_of=image_of,
+    image_sizes=image_sizes,
+  )
+  crowd = written.crowd[full]
   file_names = tuple(image['file_name'] for image in data['images'])
 
   def told(chosen: np.ndarray) -> list[str]:
@@ -94,7 +124,7 @@ def pack(data: Mapping, path: epath.PathLike, repaired: Mapping[str, Sequence[st
   found = dict(
     images=len(file_names),
     images_without_boxes=int((counts == 0).sum()),
-    boxes=len(kept),
+    boxes=int(full.sum()),
     most_boxes_in_an_image=int(counts.max()),
     crowd=int(crowd.sum()),
   )
@@ -107,10 +137,26 @@ def pack(data: Mapping, path: epath.PathLike, repaired: Mapping[str, Sequence[st
     file_names=file_names,
     starts=np.concatenate([[0], np.cumsum(counts)]),
     boxes=boxes[full],
-    classes=np.array([class_of[annotation['category_id']] for annotation in kept], np.int32),
+    classes=written.classes[full],
     crowd=crowd,
-    ids=np.array([annotation['id'] for annotation in kept], np.int64),
-    areas=np.array([annotation['area'] for annotation in kept], np.float64),
+    ids=np.array([annotation['id'] for annotation in annotations], np.int64)[full],
+    areas=written.areas[full],
     report=found | {what: len(where) for what, where in repaired.items()},
     examples={what: tuple(where[:3]) for what, where in repaired.items()},
+    written=written,
   )
+
+
+def _is_turned(annotation: Mapping) -> bool:
+  """Whether a box has an angle, as CVAT notes it among its attributes; half a turn leaves a box as it is."""
+  attributes = annotation.get('attributes')
+  if not attributes and _ANGLES.isdisjoint(annotation):
+    return False
+  for place in (annotation, attributes if isinstance(attributes, Mapping) else {}):
+    for key in _ANGLES & place.keys():
+      try:
+        if abs((float(place[key]) + 90) % 180 - 90) > 0.05:
+          return True
+      except (TypeError, ValueError):  # None, or a word of another meaning
+        pass
+  return False

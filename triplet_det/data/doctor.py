@@ -3,19 +3,24 @@
 NumPy only. Everything but `read_every_image` looks at the annotations alone and takes no longer than reading them.
 """
 
+import collections
 import dataclasses
 import hashlib
 import posixpath
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from triplet_det.categories import CategoryTable
+from triplet_det.data import image_files, systematic_faults
 from triplet_det.data.annotations import Annotations
 from triplet_det.data.pipeline import Source, read_ahead
 
 SIZES = ('small', 'medium', 'large')
 AREAS = (32**2, 96**2)  # pixels; COCO's borders between them
+COUNTED = 100  # detections of an image and class that COCO's AP counts
+HEADERS = 200  # images whose EXIF data are looked at before training
 TINY = 8  # pixels of a box's side that the network sees: below, its corners are in neighbouring cells or in one
 
 # Keys of `Annotations.report`, in this order: what was found, and what became of it.
@@ -55,6 +60,7 @@ class Examination:
   image_sizes: np.ndarray  # [M, 2] int32 (height, width) of the files, pixels
   file_names: tuple[str, ...]  # M
   repairs: tuple[Repair, ...]
+  faults: tuple[systematic_faults.Fault, ...]
 
   @property
   def per_class(self) -> dict[str, int]:
@@ -68,6 +74,16 @@ class Files:
 
   digests: Mapping[str, str]  # file name -> MD5 of its bytes, of those that could be read
   unreadable: Mapping[str, str]  # file name -> why
+  turned: 'Turned'
+
+
+@dataclasses.dataclass(frozen=True)
+class Turned:
+  """Images whose EXIF data say that they are to be shown turned or mirrored."""
+
+  setting: str  # data.train.orientation or data.eval.orientation: 'stored' or 'upright'
+  looked_at: int  # images
+  names: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +115,8 @@ def examine(source: Source, *, scale: float = 1.0, crowds_are_objects: bool = Fa
   chosen = ~known.crowd | crowds_are_objects
   image_of = np.repeat(np.arange(len(known)), np.diff(known.starts))[chosen]
   size = np.digitize(known.areas[chosen] * scale**2, AREAS)
-  counts = np.zeros((len(known.categories), len(SIZES)), np.int64)
-  np.add.at(counts, (known.classes[chosen], size), 1)
+  cells = len(known.categories) * len(SIZES)
+  counts = np.bincount(known.classes[chosen] * len(SIZES) + size, minlength=cells).reshape(-1, len(SIZES))
   pixels = known.image_sizes[image_of, ::-1] * scale  # x, y
   boxes = known.boxes[chosen].astype(np.float64)
   return Examination(
@@ -114,13 +130,15 @@ def examine(source: Source, *, scale: float = 1.0, crowds_are_objects: bool = Fa
     image_sizes=known.image_sizes,
     file_names=known.file_names,
     repairs=_repairs(known, ~chosen),
+    faults=tuple(systematic_faults.find(known.written, known.file_names)),
   )
 
 
 def _repairs(known: Annotations, left_out: np.ndarray) -> tuple[Repair, ...]:
   found = [Repair(what, known.report[key], known.examples.get(key, ())) for key, what in _REPAIRS.items()]
   counts = np.diff(known.starts)
-  groups = tuple(name for i, name in enumerate(known.file_names) if left_out[known.rows(i)].any())
+  around_groups = np.bincount(np.repeat(np.arange(len(known)), counts)[left_out], minlength=len(known))
+  groups = tuple(name for name, count in zip(known.file_names, around_groups.tolist()) if count)
   found.append(Repair('boxes around groups (iscrowd), not counted as objects', int(left_out.sum()), groups))
   empty = tuple(name for name, count in zip(known.file_names, counts) if not count)
   found.append(Repair('images without a box, kept as background', len(empty), empty))
@@ -130,23 +148,43 @@ def _repairs(known: Annotations, left_out: np.ndarray) -> tuple[Repair, ...]:
 def read_every_image(source: Source, progress: Callable[[int], None]) -> Files:
   """Reads and decodes every image once, as training does; `progress` is told how many are done."""
 
-  def read(index: int) -> tuple[str, str]:
+  def read(index: int) -> tuple[str, str, int]:
+    orientation = 1
     try:
       record = source[index]
+      orientation = image_files.orientation(record.encoded)
       record.decode()
     except (OSError, ValueError) as error:
-      return '', str(error)
-    return hashlib.md5(record.encoded).hexdigest(), ''
+      return '', str(error), orientation
+    return hashlib.md5(record.encoded).hexdigest(), '', orientation
 
-  digests, unreadable = {}, {}
-  for index, (digest, problem) in enumerate(read_ahead(read, range(len(source)))):
+  digests, unreadable, turned = {}, {}, []
+  for index, (digest, problem, orientation) in enumerate(read_ahead(read, range(len(source)))):
     name = source.annotations.file_names[index]
     if problem:
       unreadable[name] = problem
     else:
       digests[name] = digest
+    turned += [name] * (orientation > 1)
     progress(index + 1)
-  return Files(digests, unreadable)
+  return Files(digests, unreadable, Turned(source.orientation, len(source), tuple(turned)))
+
+
+def read_headers(source: Source) -> Turned:
+  """The EXIF data of at most `HEADERS` images spread over the split: cheap enough for the start of every training."""
+
+  def is_turned(index: int) -> bool:
+    try:
+      header = source.header(index)
+      return header is not None and header.orientation > 1
+    except OSError:  # for whoever needs the image to say
+      return False
+
+  indices = np.linspace(0, len(source) - 1, min(HEADERS, len(source))).astype(int).tolist()
+  names = tuple(
+    source.annotations.file_names[i] for i, turned in zip(indices, read_ahead(is_turned, indices)) if turned
+  )
+  return Turned(source.orientation, len(indices), names)
 
 
 def diagnose(
@@ -157,6 +195,7 @@ def diagnose(
   crop_scales: Sequence[float],
   max_objects: int,
   files: Sequence[Files] = (),
+  turned: Sequence[Turned] = (),
 ) -> Diagnosis:
   """What is wrong with the data of a run.
 
@@ -166,8 +205,13 @@ def diagnose(
     crop_scales: sides of the crops / S.
     max_objects: slots per image.
     files: of both splits if they were read.
+    turned: of the splits.
   """
-  fatal, warnings = [], []
+  splits = {'train': train} | ({'evaluation': evaluation} if evaluation else {})
+  faults = [(split.path, fault) for split in splits.values() for fault in split.faults]
+  fatal = [f'{path}: {fault.text}' for path, fault in faults if fault.fatal]
+  warnings = [f'{path}: {fault.text}' for path, fault in faults if not fault.fatal]
+  warnings += _turned(turned) + [text for split in splits.values() for text in _names_alike(split) + _crowded(split)]
   if not train.objects.any():
     nothing = f'{train.path} has no object to learn: {train.crowds} boxes, all around groups (iscrowd)'
     fatal.append(f'{nothing}; augment.train_on_crowd=True takes these for objects')
@@ -187,8 +231,41 @@ def diagnose(
     )
   if evaluation:
     warnings += _in_both(train, evaluation, files)
-  splits = {'train': train} | ({'evaluation': evaluation} if evaluation else {})
   return Diagnosis(splits, tuple(fatal), tuple(warnings))
+
+
+def _turned(splits: Sequence[Turned]) -> list[str]:
+  warnings = []
+  for split, found in zip(('train', 'eval'), splits):
+    if found.names and found.setting == 'stored':
+      warnings.append(
+        f'{len(found.names):,} of {found.looked_at:,} images of data.{split} that were looked at are shown turned or '
+        f'mirrored by viewers (EXIF orientation){first_of(found.names)}; their boxes are taken to belong to the pixels '
+        'as stored. If they were drawn on the picture as people see it, give '
+        f'--config.data.{split}.orientation=upright'
+      )
+  return warnings
+
+
+def _names_alike(split: Examination) -> list[str]:
+  """Classes that a merge of two label tools, or a hand, has made of one."""
+  alike = collections.defaultdict(list)
+  for name in split.categories.names:
+    alike[' '.join(re.split(r'[\W_]+', name.casefold())).strip()].append(name)
+  pairs = [' = '.join(map(repr, names)) for names in alike.values() if len(names) > 1]
+  what = f'{split.path}: categories whose names differ by capitals, spaces or signs alone'
+  return [f'{what}: {len(pairs)}{first_of(pairs)}; if they are one class, give their objects one id'] if pairs else []
+
+
+def _crowded(split: Examination) -> list[str]:
+  full = [name for name, count in zip(split.file_names, split.objects) if count > COUNTED]
+  if not full:
+    return []
+  return [
+    f'{split.path}: {len(full):,} images have more than {COUNTED} objects, up to {split.objects.max():,}'
+    f'{first_of(full)}: AP counts the best {COUNTED} detections of an image and class, and no image gets more than '
+    'test.max_detections; see docs/troubleshooting.md'
+  ]
 
 
 def _missing_classes(train: Examination, evaluation: Examination | None) -> list[str]:

@@ -8,6 +8,7 @@ import abc
 import concurrent.futures
 import dataclasses
 import functools
+import io
 import posixpath
 import zlib
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,10 @@ class Source(abc.ABC):
 
   @abc.abstractmethod
   def __getitem__(self, index: int) -> Record: ...
+
+  def header(self, index: int) -> image_files.Header | None:
+    """What the file of an image claims; None if it cannot be told without decoding it."""
+    return image_files.read_header(io.BytesIO(self[index].encoded))
 
   def __getstate__(self) -> dict:
     """For workers, which need the records alone: what is read on demand stays behind."""
@@ -139,6 +144,10 @@ class JsonSource(Source):
       size=tuple(known.image_sizes[index].tolist()),
       upright=self.orientation == 'upright',
     )
+
+  def header(self, index: int) -> image_files.Header | None:
+    with (self._images / self.annotations.file_names[index]).open('rb') as file:
+      return image_files.read_header(file)
 
   def _upright_sizes(self, images: Sequence[Mapping]) -> list[tuple[int, int]]:
     """The (height, width) of images, rows of a JSON, when they are turned; their headers alone are read."""
