@@ -38,7 +38,7 @@ NEEDED = {
 
 def detections(run: Path) -> np.ndarray:
   """A sheet of the run's first validation images with their boxes, RGB."""
-  config = json.loads((run / 'config.json').read_text())
+  config = json.loads((run / 'config.json').read_text(encoding='utf-8'))
   source = pipeline.open_source(**config['data']['eval'])
   detector, names = triplet_det.load(run), source.categories.names
   drawn = []

@@ -40,14 +40,14 @@ def measure(variables: dict, record: checkpoints.RunRecord, source: pipeline.Sou
   with tempfile.TemporaryDirectory() as folder:
     about = dict(step=record.step)
     evaluate.evaluate(tester, source, record.categories, folder, split='validation', run_name='demo', about=about)
-    content = json.loads((Path(folder) / 'metrics.json').read_text())
+    content = json.loads((Path(folder) / 'metrics.json').read_text(encoding='utf-8'))
   return content['metrics'], content['fingerprint']
 
 
 def trained_at(run: Path, step: int) -> str | None:
   """The commit that trained the run, from the evaluation of this step."""
   metrics = evaluate.evaluation_folder(run, step) / 'metrics.json'
-  return json.loads(metrics.read_text())['fingerprint']['commit'] if metrics.exists() else None
+  return json.loads(metrics.read_text(encoding='utf-8'))['fingerprint']['commit'] if metrics.exists() else None
 
 
 def pack(run: Path, out: Path) -> dict:

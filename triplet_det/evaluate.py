@@ -172,7 +172,7 @@ def evaluation_folder(workdir: epath.PathLike, step: int, *, split: str = '', na
 def read_metrics(directory: epath.PathLike) -> dict[str, float]:
   """The metrics that `evaluate` wrote into `directory`; empty if it did not finish."""
   path = epath.Path(directory) / 'metrics.json'
-  metrics = json.loads(path.read_text())['metrics'] if path.exists() else {}
+  metrics = json.loads(path.read_text(encoding='utf-8'))['metrics'] if path.exists() else {}
   return {name: float(value) for name, value in metrics.items()}  # JSON has no NaN: it is the string "NaN"
 
 
@@ -181,7 +181,10 @@ def logged(workdir: epath.Path, step: int, annotations: str) -> dict[str, float]
   annotations than those with this digest.
   """
   log, written = workdir / metric_writers.METRICS_FILE, evaluation_folder(workdir, step) / 'metrics.json'
-  if written.exists() and json.loads(written.read_text())['fingerprint'].get('annotations', annotations) != annotations:
+  if (
+    written.exists()
+    and json.loads(written.read_text(encoding='utf-8'))['fingerprint'].get('annotations', annotations) != annotations
+  ):
     return {}
   rows = [row for row in metric_writers.read_metrics(log) if row['step'] == step] if log.exists() else []
   return {k.removeprefix('eval/'): value for row in rows for k, value in row.items() if k.startswith('eval/')}

@@ -48,7 +48,7 @@ class Life:
   born: float
 
   def said(self) -> str:
-    return self.text.read_text()
+    return self.text.read_text(encoding='utf-8')
 
   def is_saving(self) -> bool:
     """Whether there is an unfinished save of this process; those of killed ones lie about until the next save."""
@@ -95,7 +95,7 @@ def start(workdir: Path, life: int) -> Life:
 def log_lines(workdir: Path) -> list[str]:
   """Those that are complete, as they are."""
   path = workdir / 'metrics.jsonl'
-  return path.read_text().split('\n')[:-1] if path.exists() else []
+  return path.read_text(encoding='utf-8').split('\n')[:-1] if path.exists() else []
 
 
 def main() -> None:

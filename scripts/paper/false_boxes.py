@@ -55,7 +55,7 @@ def main() -> None:
     results = sorted(run.glob('eval/*/results.json'), key=lambda path: path.stat().st_mtime)
     if not results:
       parser.error(f'no eval/*/results.json in {run}: give run folders that were evaluated')
-    counts = count(ground_truth, json.loads(results[-1].read_text()), arguments.threshold)
+    counts = count(ground_truth, json.loads(results[-1].read_text(encoding='utf-8')), arguments.threshold)
     print(f'{run.name:<24}' + ''.join(f'{false:>14} of {boxes:<4}' for false, boxes in counts.values()))
 
 

@@ -20,7 +20,8 @@ from triplet_det.run import checkpoints
 ROOT = Path(__file__).resolve().parents[2]
 SWITCHES = ('stacks', 'center_branch', 'center_pooling', 'cascade_corner_pooling')  # that tell networks apart
 # Values of a config that do not change what training makes, and the seed, which is meant to differ.
-NOT_OF_TRAINING = ('mode', 'seed', 'data.eval', 'data.num_', 'log_', 'checkpoint_', 'eval_', 'test', 'result_', 'draw_')
+NOT_OF_TRAINING = ('mode.', 'seed.', 'data.eval.', 'data.num_', 'test.')
+NOT_OF_TRAINING += ('log_', 'checkpoint_', 'eval_', 'result_', 'draw_')  # beginnings of names, with a dot behind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Run:
     for name in dict.fromkeys((config.eval_checkpoint, checkpoints.STATES)):  # as `checkpoints.load_weights`
       if steps := _steps_in(self.folder / name):
         checkpoint = self.folder / name / str(max(steps))
-        there = json.loads((checkpoint / 'record' / 'metadata').read_text())['model']
+        there = json.loads((checkpoint / 'record' / 'metadata').read_text(encoding='utf-8'))['model']
         wrong = [f'{s} is {there[s]} there, {config.model[s]} here' for s in SWITCHES if there[s] != config.model[s]]
         if wrong:  # a row must not show another network under its name
           raise ValueError(f'{checkpoint} is not the network of {self.page}: {"; ".join(wrong)}')
@@ -134,7 +135,7 @@ def _read(run: Run, path: epath.Path) -> Result | None:
   """The file's content, unless it was made with other settings than are asked for now."""
   if not path.exists():
     return None
-  content, config = json.loads(path.read_text()), run.config(tested=True)
+  content, config = json.loads(path.read_text(encoding='utf-8')), run.config(tested=True)
   try:
     run_folder.check_results(path.parent, content)
   except ValueError as error:
@@ -148,7 +149,7 @@ def _read(run: Run, path: epath.Path) -> Result | None:
     print(f'{path} is of another test and not used: {"; ".join(other)}', file=sys.stderr)
     return None
   told = run.folder / 'config.json'
-  return Result(content, dict(training_values(json.loads(told.read_text()))) if told.exists() else {})
+  return Result(content, dict(training_values(json.loads(told.read_text(encoding='utf-8')))) if told.exists() else {})
 
 
 def _steps_in(folder: epath.Path) -> list[int]:
@@ -189,7 +190,7 @@ def load_config(page: str, *overrides: str) -> ConfigDict:
 
 def training_values(config: Mapping) -> Iterator[tuple[str, object]]:
   """The flat values of a config that training depends on."""
-  return ((name, value) for name, value in flat(config) if not name.startswith(NOT_OF_TRAINING))
+  return ((name, value) for name, value in flat(config) if not f'{name}.'.startswith(NOT_OF_TRAINING))
 
 
 def flat(tree: Mapping, path: str = '') -> Iterator[tuple[str, object]]:

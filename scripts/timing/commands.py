@@ -288,7 +288,7 @@ def main(description: str, argv: Sequence[str] | None = None) -> int:
     return quiet_pairs.take_turns({**programs, GEMM: quiet_pairs.gemm()}, **how, **more)
 
   try:
-    before = json.loads(options.compare.read_text()) if options.compare else None
+    before = json.loads(options.compare.read_text(encoding='utf-8')) if options.compare else None
     measure = COMMANDS[options.command]
     table = table_of(options.command, measure.__doc__, measure(options, take_turns), settings)
     print(as_text(table))

@@ -275,16 +275,18 @@ def test_too_large_is_refused_before_it_is_decoded(monkeypatch):
 
 
 @pytest.mark.parametrize('tag', [1, 3, 6, 8])
-@pytest.mark.parametrize('json_has', ['stored', 'upright'])
+@pytest.mark.parametrize('json_has', ['stored', 'upright', 'fractions of stored'])
 def test_boxes_drawn_on_the_upright_photo(tmp_path, tag, json_has):
-  """The boxes are where they were drawn, whichever size the JSON has."""
+  """The boxes are where they were drawn, whichever size the JSON has; also as fractions times the stored size."""
   stored = np.zeros((30, 40, 3), np.uint8)
   upright = MOVED[tag](stored).copy()
-  x, y, width, height = box = (6, upright.shape[0] - 12, 9, 8)
+  x, y, width, height = box = (upright.shape[1] - 10, upright.shape[0] - 12, 9, 8)
   upright[y : y + height, x : x + width] = 255
   back = {6: 8, 8: 6}.get(tag, tag)
   encoded = encode(Image.fromarray(np.ascontiguousarray(MOVED[back](upright))), 'PNG', tag)
-  size = stored.shape[:2] if json_has == 'stored' else upright.shape[:2]
+  size = upright.shape[:2] if json_has == 'upright' else stored.shape[:2]
+  if json_has.startswith('fractions'):
+    box = (np.array(box) * np.tile(np.divide(size, upright.shape[:2])[::-1], 2)).tolist()
   folder = _folder(
     tmp_path,
     encoded=encoded,

@@ -1,5 +1,6 @@
 """A folder for one job at a time."""
 
+import fcntl
 import os
 import re
 import signal
@@ -78,7 +79,29 @@ def test_shards_share_a_folder_and_merge_has_it_alone(tmp_path):
       pass
     with pytest.raises(ValueError, match=said), in_use(tmp_path, '', part='part_1_of_2'):
       pass
+    assert (tmp_path / '.in_use').exists()  # one of those that share it has ended, the other has not
   assert is_free(tmp_path)
+
+
+def test_nothing_is_left_of_it(tmp_path):
+  with in_use(tmp_path, ''), in_use(tmp_path, '', part='part_1_of_1'):
+    assert not is_free(tmp_path)
+    assert (tmp_path / '.in_use').exists()
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_on_a_removed_file_is_none(tmp_path, monkeypatch):
+  """Who opened the file before the holder removed it must not take it for the folder's lock."""
+  flock, removed = fcntl.flock, []
+
+  def remove_first(file, how):
+    if not removed:
+      removed.append((tmp_path / '.in_use').unlink())
+    flock(file, how)
+
+  monkeypatch.setattr('triplet_det.run.in_use.fcntl.flock', remove_first)
+  with in_use(tmp_path, ''):
+    assert removed and (tmp_path / '.in_use').exists() and not is_free(tmp_path)
 
 
 def test_what_is_not_held(tmp_path):

@@ -81,7 +81,7 @@ def write(
 def _remove_others(directory: epath.Path, images: Sequence[str]) -> None:
   """What the gallery of an earlier evaluation has and this one has not; nothing else that lies there."""
   try:
-    before = [entry['image'] for entry in json.loads((directory / 'gallery.json').read_text())]
+    before = [entry['image'] for entry in json.loads((directory / 'gallery.json').read_text(encoding='utf-8'))]
     for name in before:
       output_paths.check_inside(directory, name)
   except (OSError, ValueError, KeyError, TypeError):  # there was none, or not one of ours

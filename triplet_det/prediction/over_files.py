@@ -218,7 +218,7 @@ def predict(
       part.finish({item: n for item, n in work.frames.items() if str(paths[item]) not in part.summary.left_out})
       progress.close()
     summary = part.summary
-    drawn = draw_figures(loaded, paths, out, threshold=threshold, left_out=summary.left_out) if figures else {}
+    drawn = draw_figures(loaded, paths, out, sizes, threshold=threshold, left_out=summary.left_out) if figures else {}
   outcome = Outcome(
     summary=summary,
     images=summary.images - before,
@@ -308,7 +308,13 @@ def figure_names(drawing_name: str) -> list[str]:
 
 
 def draw_figures(
-  loaded: LoadedDetector, paths: Sequence[Path], out: Path, *, threshold: float, left_out: Collection[str] = ()
+  loaded: LoadedDetector,
+  paths: Sequence[Path],
+  out: Path,
+  sizes: Sequence[tuple[int, int] | None],
+  *,
+  threshold: float,
+  left_out: Collection[str] = (),
 ) -> dict[str, str]:
   """Figs. 1, 6 and 7 of each image: heatmaps, pairs of corners kept and rejected, and a sheet of the first images.
 
@@ -318,6 +324,7 @@ def draw_figures(
     loaded: of `load`, from a checkpoint.
     paths: as given to `predict`; videos are passed over.
     out: the folder of `predict`, with its drawings.
+    sizes: (height, width) that annotations claim, if known.
     threshold: only pairs and centers with higher scores are drawn.
     left_out: the files that `predict` left out.
 
@@ -325,15 +332,15 @@ def draw_figures(
     name -> digest of what was written.
   """
   jobs = [
-    (path, name)
-    for path, name in zip(paths, picture_names(paths))
+    (path, name, size)
+    for path, name, size in zip(paths, picture_names(paths), sizes)
     if str(path) not in left_out and not video.is_video(path)
   ]
   rows, written, done, at_once = [], {}, 0, loaded.tester.batch_size
   progress = ProgressLine(len(jobs), prefix='figures', unit='image')
   for chunk in (jobs[i : i + at_once] for i in range(0, len(jobs), at_once)):
-    images = [loaded.read(path) for path, _ in chunk]
-    for (path, name), image, proposals in zip(chunk, images, loaded.tester.proposals(images)):
+    images = [loaded.read(path, size) for path, _, size in chunk]
+    for (path, name, _), image, proposals in zip(chunk, images, loaded.tester.proposals(images)):
       heatmaps = paper_figures.draw_heatmaps(image, loaded.heatmaps(image))
       pairs = paper_figures.draw_pairs(image, proposals, loaded.categories.names, threshold=threshold)
       for figure, panels in zip(figure_names(name), (heatmaps, pairs)):

@@ -170,7 +170,7 @@ def _read_error_analysis(folder: epath.Path) -> ErrorAnalysis | None:
 def _understood(path: epath.Path) -> Iterator:
   """Gives the file's JSON content, None if there is no file; what cannot be read or used is a ValueError naming it."""
   try:
-    yield json.loads(path.read_text()) if path.exists() else None
+    yield json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     reason = f'{type(error).__name__}: {error}'
     raise ValueError(

@@ -323,7 +323,7 @@ def _absolute(path: epath.Path) -> epath.Path:
 
 
 def _read_record(directory: epath.Path) -> RunRecord:
-  content = json.loads((directory / 'record' / 'metadata').read_text())
+  content = json.loads((directory / 'record' / 'metadata').read_text(encoding='utf-8'))
   record = RunRecord.from_json(content)
   if record.digest and content['digest'].pop(_ITSELF, None) != _digest_of(content):
     raise ValueError('its record is not what was saved, by its digest')

@@ -58,12 +58,12 @@ def read(folder: epath.Path) -> list[dict[str, Any]]:
   path = folder / HISTORY_FILE
   try:
     if path.exists():
-      lines = [json.loads(line) for line in path.read_text().splitlines()]
+      lines = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
       return [
         dict(one, changed=dict(one['changed']), values=dict(one['values']), step=int(one['step'])) for one in lines
       ]
     path = folder / CONFIG_FILE
-    values = _of_training(json.loads(path.read_text())) if path.exists() else {}
+    values = _of_training(json.loads(path.read_text(encoding='utf-8'))) if path.exists() else {}
     return [dict(step=0, date=None, commit=None, changed={}, values=values)] if values else []
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f'{path} is broken ({type(error).__name__}: {error}): move it, and it is made anew') from error

@@ -6,6 +6,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from absl import logging
 from etils import epath
@@ -38,25 +39,45 @@ def in_use(path: epath.PathLike | None, advice: str, *, part: str = '', shared: 
   if path is None or '://' in str(path) or not (folder := epath.Path(path).expanduser()).is_dir():
     yield
     return
-  number = os.open(
-    folder / f'{_FILE}{part and "_"}{part}', os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666
-  )
-  with os.fdopen(number, 'r+b', buffering=0) as file:
-    try:
-      fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
+  with _locked(folder / f'{_FILE}{part and "_"}{part}', shared) as (file, is_ours):
+    if not is_ours:
       holder = ' '.join(file.read(200).decode(errors='replace').split()) or 'another process'
       place = f'{folder}, {part},' if part else f'{folder}'
-      raise ValueError(f'{place} is in use by {holder}: wait until that has ended, or {advice}') from None
-    except OSError as error:  # a file system without locks
-      logging.info('%s cannot be locked (%s): start no second job in it', folder, error.strerror)
-    # Stays when the process ends: only the lock tells whether it still is true.
+      raise ValueError(f'{place} is in use by {holder}: wait until that has ended, or {advice}')
     start = f'{datetime.datetime.now():%Y-%m-%d %H:%M:%S}'
     with contextlib.suppress(OSError):  # a full disk
       file.truncate(0)
       file.write(f'{socket.gethostname()}, process {os.getpid()}, since {start}\n'.encode())
-    _held.add(file)
+    yield
+
+
+@contextlib.contextmanager
+def _locked(path: epath.Path, shared: bool) -> Iterator[tuple[BinaryIO, bool]]:
+  """The open file at `path`, and whether it is locked for this process; it goes with the last that holds it.
+
+  After a kill it stays: only the lock tells whether what is in it is still true.
+  """
+  while True:
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), 'r+b', buffering=0)
+    is_ours = True
     try:
-      yield
-    finally:
-      _held.discard(file)
+      fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+      is_ours = False
+    except OSError as error:  # a file system without locks
+      logging.info('%s cannot be locked (%s): start no second job in its folder', path, error.strerror)
+    with contextlib.suppress(FileNotFoundError):
+      if not is_ours or os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+        break
+    file.close()  # the one that held it has removed it meanwhile
+  _held.add(file)
+  process = os.getpid()
+  try:
+    yield file, is_ours
+  finally:
+    _held.discard(file)
+    if is_ours and os.getpid() == process:
+      with contextlib.suppress(OSError):  # others share it, or there are no locks
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    file.close()

@@ -128,7 +128,7 @@ def read_metrics(path: epath.PathLike) -> list[dict]:
     FileNotFoundError: if there is no such file.
     ValueError: if another line is unreadable, with the file and the line's number.
   """
-  lines = epath.Path(path).read_text().split('\n')
+  lines = epath.Path(path).read_text(encoding='utf-8').split('\n')
   rows = [_parsed(line) for line in lines[:-1]]  # what follows the last newline is incomplete, or empty
   if None in rows:
     number = rows.index(None) + 1

@@ -11,6 +11,7 @@ import reprlib
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 from etils import epath
 
 from triplet_det.categories import CategoryTable
@@ -87,9 +88,34 @@ def _read_checked(path: epath.PathLike, require_boxes: bool, sizes: Sizes | None
   repaired = _check_annotations(annotations, images.column('id'), categories.column('id'))
   repaired['read_as_integers'] = [where for rows in lists for where in rows.read_as_integers]
   if sizes:
-    for image, (height, width) in zip(images.rows, sizes(images.rows)):
-      image.update(height=height, width=width)
+    repaired['scaled_with_their_image'] = _turn(images.rows, sizes(images.rows), annotations.rows)
   return data, repaired
+
+
+def _turn(images: list[dict], sizes: Sequence[tuple[int, int]], annotations: list[dict]) -> list[str]:
+  """Gives images the (height, width) with which they stand upright, and says which boxes were scaled with them.
+
+  Where the JSON has the size before, its boxes are pixels of the upright image, or fractions of that times the size
+  before: of such boxes fewer end outside of this size than of the upright one.
+  """
+  both = {
+    image['id']: ((image['width'], image['height']), (width, height))
+    for image, (height, width) in zip(images, sizes)
+    if (height, width) != (image['height'], image['width'])
+  }
+  for image, (height, width) in zip(images, sizes):
+    image.update(height=height, width=width)
+  rows = [row for row in annotations if row['image_id'] in both]
+  if not rows:
+    return []
+  boxes = np.array([row['bbox'] for row in rows], np.float64)
+  before, upright = np.array([both[row['image_id']] for row in rows], np.float64).swapaxes(0, 1)
+  ends = boxes[:, :2] + boxes[:, 2:]
+  if (ends > before + 1).any(axis=1).sum() >= (ends > upright + 1).any(axis=1).sum():
+    return []
+  for row, box in zip(rows, (boxes * np.tile(upright / before, 2)).tolist()):
+    row['bbox'] = box
+  return [f'annotation {row["id"]}' for row in rows]
 
 
 def _parse(path: epath.PathLike, needed: Sequence[str]) -> dict:

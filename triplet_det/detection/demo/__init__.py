@@ -25,7 +25,7 @@ def load_weights(folder: Path = Path(__file__).parent) -> tuple[dict, RunRecord]
       raise FileNotFoundError(f'{folder / name} is missing: install triplet_det again, or run make_demo_weights.py')
   with np.load(folder / WEIGHTS) as stored:
     flat = {name: stored[name].astype(np.float32) for name in stored}
-  record = json.loads((folder / PROVENANCE).read_text())['record']
+  record = json.loads((folder / PROVENANCE).read_text(encoding='utf-8'))['record']
   return traverse_util.unflatten_dict(flat, sep='/'), RunRecord.from_json(record)
 
 
