@@ -22,6 +22,7 @@ from triplet_det.devices import compiler, roofline, sharding
 from triplet_det.devices.compiled_program import Program, bytes_on_device, compile_program
 from triplet_det.run import output_paths
 from triplet_det.run.progress import duration
+from triplet_det.training.train_step import BuiltStep
 
 STEP, DETECTION = 'training step', 'detection'
 CLASSES = 80  # of COCO; where the data are not at hand
@@ -107,7 +108,7 @@ def plan_here(config: ConfigDict) -> Plan:
 
 
 def _training_step(
-  built: train.BuiltStep, chip: roofline.Chip | None, devices: int, accumulate: int
+  built: BuiltStep, chip: roofline.Chip | None, devices: int, accumulate: int
 ) -> tuple[Program, str]:
   """The step of the loop, and its text."""
   state, images = built.state, built.batch.images
@@ -136,7 +137,7 @@ def _training_step(
 
 
 def _detection(
-  built: train.BuiltStep,
+  built: BuiltStep,
   chip: roofline.Chip | None,
   devices: Sequence[jax.Device],
   settings: Settings,

@@ -3,12 +3,11 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 from absl import logging
 from clu import parameter_overview
 from etils import epath
@@ -29,7 +28,7 @@ from triplet_det.run.progress import ProgressLine, duration
 from triplet_det.run.stop_signal import stop_signal
 from triplet_det.structs import Batch
 from triplet_det.training import finetune, optimizer
-from triplet_det.training.train_step import TrainState, init_state, make_train_step
+from triplet_det.training.train_step import BuiltStep, init_state, make_train_step
 
 
 class Preempted(Exception):
@@ -216,19 +215,6 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   if is_first_host:
     plots.write_learning_curves(workdir, read_metrics(workdir / METRICS_FILE))
   return metrics
-
-
-@dataclasses.dataclass(frozen=True)
-class BuiltStep:
-  """What a config trains on a mesh: the network, and the step and the state before anything is computed."""
-
-  model: dict  # settings of the network, as checkpoints keep them
-  module: detector.Detector
-  rate: optax.Schedule
-  state: TrainState  # of jax.ShapeDtypeStruct, with shardings
-  batch: Batch  # the same
-  fresh_state: Callable[[], TrainState]  # jitted
-  train_step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); the state is donated
 
 
 def build_step(config: ConfigDict, mesh: jax.sharding.Mesh, num_classes: int) -> BuiltStep:
