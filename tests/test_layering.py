@@ -49,7 +49,7 @@ STOREYS = {
     ['batch_norm', 'fast_convolution', 'input_pixels'],
   ],
   'pictures': [['plots'], ['drawing', 'video']],
-  'prediction': [['over_files'], ['merge_parts'], ['result_folder'], ['coco_image_ids', 'parts_on_disk']],
+  'prediction': [['over_files'], ['find_files', 'merge_parts'], ['result_folder'], ['coco_image_ids', 'parts_on_disk']],
   'report': [['sections'], ['gallery'], ['run_folder']],
   'run': [
     ['config_flag'],

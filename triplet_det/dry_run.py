@@ -107,9 +107,7 @@ def plan_here(config: ConfigDict) -> Plan:
   return make_plan(config, mesh, num_classes)
 
 
-def _training_step(
-  built: BuiltStep, chip: roofline.Chip | None, devices: int, accumulate: int
-) -> tuple[Program, str]:
+def _training_step(built: BuiltStep, chip: roofline.Chip | None, devices: int, accumulate: int) -> tuple[Program, str]:
   """The step of the loop, and its text."""
   state, images = built.state, built.batch.images
   parts = {

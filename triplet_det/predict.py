@@ -13,7 +13,7 @@ from triplet_det.detection import loading
 from triplet_det.detection.loading import load
 from triplet_det.devices import compiler
 from triplet_det.pictures import video
-from triplet_det.prediction import over_files
+from triplet_det.prediction import find_files, over_files
 from triplet_det.prediction.merge_parts import merge
 from triplet_det.prediction.parts_on_disk import Shard, Summary
 from triplet_det.run import command_line, output_paths
@@ -63,7 +63,7 @@ def _run(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Summary:
     held.enter_context(in_use(out, advice))
     return merge(out)
   shard = Shard.parse(arguments.shard)
-  paths = over_files.find_images(arguments.paths)
+  paths = find_files.find_images(arguments.paths)
   annotations = arguments.annotations and output_paths.local(arguments.annotations)
   changes = command_line.changes_of(arguments)
   output_paths.make_folder('--out', out)

@@ -15,7 +15,7 @@ from triplet_det.detection import trained_network
 from triplet_det.detection.settings import PUBLISHED_CENTERNET, PUBLISHED_CORNERNET
 from triplet_det.models import detector, torch_import
 from triplet_det.pictures import drawing
-from triplet_det.prediction import over_files
+from triplet_det.prediction import find_files, over_files
 
 # Weights that never saw an image give embeddings far apart and few corners and centers that agree.
 GENEROUS = {'embedding_threshold': 1e3, 'top_k': 300, 'num_pairs': 20_000}
@@ -90,7 +90,7 @@ def test_mode_eval(imported):
 
 def test_predict(imported):
   _, folder, _, settings, expected = imported
-  paths = over_files.find_images([str(folder / 'images')])
+  paths = find_files.find_images([str(folder / 'images')])
   loaded = predict.load(folder / 'run', settings=settings)
   summary = over_files.predict(loaded, paths, folder / 'boxes', threshold=0.0, draw=False).summary
   assert not summary.left_out and summary.boxes == sum(len(wanted.scores) for wanted in expected.values())

@@ -17,7 +17,7 @@ from tests.tiny_detector import CATEGORIES, write_run
 from triplet_det import predict
 from triplet_det.detection import loading
 from triplet_det.detection.settings import Settings
-from triplet_det.prediction import over_files
+from triplet_det.prediction import find_files, over_files
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,7 +79,7 @@ def test_other_settings_can_be_given(run_folder, images):
 
 
 def test_predict_writes_json_and_drawings(loaded, photos, tmp_path, images):
-  paths = over_files.find_images([str(photos)])
+  paths = find_files.find_images([str(photos)])
   assert [p.name for p in paths] == ['a.png', 'b.png', 'a.png']
   (photos / 'broken.jpg').write_bytes(b'\xff\xd8 this is no image')
   paths.insert(1, photos / 'broken.jpg')
@@ -122,14 +122,14 @@ def test_threshold_leaves_out_weaker_boxes(loaded, photos, tmp_path, images):
 
 @pytest.mark.parametrize('pattern', ['a.png', '*.png', '**/*.png'])
 def test_patterns(photos, pattern):
-  found = over_files.find_images([str(photos / pattern), str(photos / 'a.png')])
+  found = find_files.find_images([str(photos / pattern), str(photos / 'a.png')])
   expected = {'a.png': ['a.png'], '*.png': ['a.png', 'b.png'], '**/*.png': ['a.png', 'b.png', 'more/a.png']}[pattern]
   assert [str(p.relative_to(photos)) for p in found] == expected
 
 
 def test_mistakes_are_named(loaded, tmp_path):
   with pytest.raises(FileNotFoundError, match='nothing_here'):
-    over_files.find_images([str(tmp_path / 'nothing_here' / '*.jpg')])
+    find_files.find_images([str(tmp_path / 'nothing_here' / '*.jpg')])
   with pytest.raises(FileNotFoundError, match='no image'):
     loaded(['missing.jpg'])
   with pytest.raises(ValueError, match=r'pass \[path\]'):

@@ -13,7 +13,7 @@ import pytest
 
 from tests.tiny_detector import stand_in
 from triplet_det.pictures import video
-from triplet_det.prediction import over_files
+from triplet_det.prediction import find_files, over_files
 from triplet_det.prediction.merge_parts import merge
 from triplet_det.prediction.parts_on_disk import Shard
 from triplet_det.run import output_paths
@@ -32,7 +32,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def run(out: Path, *patterns, loaded=None, **options):
-  paths = over_files.find_images([str(pattern) for pattern in patterns])
+  paths = find_files.find_images([str(pattern) for pattern in patterns])
   return over_files.predict(loaded or stand_in(), paths, out, threshold=0.4, **options)
 
 
@@ -137,8 +137,8 @@ def test_a_second_run_sees_the_same_images(photos, tmp_path, capsys, place):
   # Named by itself, or by a pattern, it has no photos either.
   if place != 'itself':
     with pytest.raises(FileNotFoundError, match=r'passed over: results of predict \(5\)'):
-      over_files.find_images([str(out)])
-    assert len(over_files.find_images([str(out), str(photos / '*.jpg'), str(out / '*.png'), str(out / 'a0.png')])) == 2
+      find_files.find_images([str(out)])
+    assert len(find_files.find_images([str(out), str(photos / '*.jpg'), str(out / '*.png'), str(out / 'a0.png')])) == 2
   # As the shell expands photos/*.
   assert run(out, *sorted(photos.iterdir()), coco=True).images == 2
 
@@ -269,7 +269,7 @@ def test_what_is_passed_over_is_said(photos, tmp_path, capsys):
   (photos / '._a0.jpg').write_bytes(b'\0\5\x16\7')
   for name in ('e.heic', 'f.heic', 'notes.txt', 'README'):
     (photos / name).write_text('x')
-  found = over_files.find_images([str(photos)])
+  found = find_files.find_images([str(photos)])
   assert [path.name for path in found] == ['a0.jpg', 'a1.jpg', 'd.JPG']
   told = capsys.readouterr().err
   assert 'passed over: linked folders (1), such as' in told and str(photos / 'linked') in told
@@ -277,13 +277,13 @@ def test_what_is_passed_over_is_said(photos, tmp_path, capsys):
   for kind in ('.heic 2', '.txt 1', '._* 1', 'README 1'):
     assert kind in told
   # As the shell expands a pattern, and as it is given to be expanded here.
-  assert len(over_files.find_images(sorted(map(str, photos.glob('*.jpg'))))) == 3
-  assert [path.name for path in over_files.find_images([str(photos / '*.jpg')])] == ['a0.jpg', 'a1.jpg']
+  assert len(find_files.find_images(sorted(map(str, photos.glob('*.jpg'))))) == 3
+  assert [path.name for path in find_files.find_images([str(photos / '*.jpg')])] == ['a0.jpg', 'a1.jpg']
   assert 'folders (2), such as' in capsys.readouterr().err
   with pytest.raises(FileNotFoundError, match=r'no images there.*passed over: files of other kinds'):
-    over_files.find_images([str(photos / '._a0.jpg'), str(photos / 'y.jpg')])
+    find_files.find_images([str(photos / '._a0.jpg'), str(photos / 'y.jpg')])
   with pytest.raises(FileNotFoundError, match=r'gone\.jpg: no such file'):
-    over_files.find_images([str(photos), str(photos / 'gone.jpg')])
+    find_files.find_images([str(photos), str(photos / 'gone.jpg')])
 
 
 @pytest.mark.parametrize('suffix', ['.jfif', '.jpe', '.gif', '.avif', '.jp2', '.JPG'])
@@ -300,7 +300,7 @@ def test_formats_that_can_be_decoded_are_found(tmp_path, suffix):
 
 def test_the_home_is_the_home(photos, tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
-  assert len(over_files.find_images(['~/photos'])) == 2
-  assert len(over_files.find_images(['~/photos/*.jpg'])) == 2
+  assert len(find_files.find_images(['~/photos'])) == 2
+  assert len(find_files.find_images(['~/photos/*.jpg'])) == 2
   assert output_paths.local('~/out') == tmp_path / 'out'
   assert output_paths.local('~nobody_of_this_name/x') == Path('~nobody_of_this_name/x')
