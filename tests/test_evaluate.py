@@ -183,8 +183,11 @@ def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
   json_files.write_json(tmp_path / 'a.json', dict(a=1))
   (tmp_path / 'mine').write_text('mine')
   (tmp_path / 'a.json.tmp').symlink_to(tmp_path / 'mine')
+  with pytest.raises(ValueError, match=r'a\.json\.tmp is a link to .*mine: it is not followed; remove it'):
+    json_files.write_json(tmp_path / 'a.json', dict(a=9))
+  assert (tmp_path / 'mine').read_text() == 'mine'
+  (tmp_path / 'a.json.tmp').unlink()
   json_files.write_json(tmp_path / 'a.json', dict(a=2))
-  assert (tmp_path / 'mine').read_text() == 'mine'  # a link at the temporary name is not followed
   monkeypatch.setattr(type(epath.Path(tmp_path)), 'replace', lambda *_: 1 / 0)
   with pytest.raises(ZeroDivisionError):
     json_files.write_json(tmp_path / 'a.json', dict(a=3))
@@ -326,6 +329,7 @@ def test_the_best_and_the_worst_are_drawn(source, tmp_path, monkeypatch):
   answers[wrong] = found(answers[wrong].boxes, (answers[wrong].classes + 1) % 3)
   (tmp_path / 'worst').mkdir()
   (tmp_path / 'worst' / 'of_an_earlier_evaluation.png').write_bytes(b'')
+  (tmp_path / 'gallery.json').write_text('[{"image": "worst/of_an_earlier_evaluation.jpg"}]')
   run_evaluation(FakeDetector(answers), source, source.categories, tmp_path)
   assert {p.name for p in (tmp_path / 'worst').iterdir()} == {
     f'{name_of[i]}.{e}' for i in (empty, wrong) for e in KINDS

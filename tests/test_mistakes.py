@@ -335,7 +335,7 @@ DATA = {
   'broken images': mine(
     '--config.mode=check_data',
     '--config.data.train.images={tmp}/broken_images',
-    given='is not an image, or is cut short (300 bytes)',
+    given='is a JPEG cut short, without its end marker (300 bytes)',
     possible='3 things make training impossible, see above',
     do='replace the file or take it out of the annotations',
   ),
@@ -557,14 +557,14 @@ COMMANDS = {
     '--checkpoint=demo',
     photo='{tmp}/photos',
     given='{tmp}/photos: no such file, or a folder without images',
-    possible='.jpg, .jpeg, .png',
+    possible='.jpg, .jpeg, .jpe',
     do='give files that are there',
   ),
   'a pattern without match': predict(
     '--checkpoint=demo',
     photo='{tmp}/photos/*.jpg',
     given='{tmp}/photos/*.jpg: no such file',
-    possible='.jpg, .jpeg, .png',
+    possible='.jpg, .jpeg, .jpe',
     do='give files that are there',
   ),
   'a file that is no image': predict(
@@ -651,7 +651,7 @@ COMMANDS = {
     '--checkpoint=demo',
     '--annotations={coco}/annotations/instances_val2017.json',
     given='instances_val2017.json lacks 5 of the 8 classes of the detector',
-    possible='diamond, frame, hollow diamond',
+    possible="'diamond', 'frame', 'hollow diamond'",
     do='give the annotations of its data',
   ),
   'figures of an exported file': predict(
@@ -940,6 +940,7 @@ IMAGES = {
   ),
   'an image that claims to be huge': predict(
     '--checkpoint=demo',
+    out='{tmp}/claims',
     photo='{tmp}/claims.ppm',
     code=1,
     given='claims.ppm: 12000 x 12000 pixels (height x width) are 144,000,000',

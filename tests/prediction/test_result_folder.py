@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import unicodedata
 from pathlib import Path
@@ -251,7 +252,8 @@ def test_a_part_of_a_stranger_writes_no_video_elsewhere(tmp_path, name):
   run(tmp_path / 'other', out / 'v.mp4', shard=Shard(2, 2))
   shutil.copytree(tmp_path / 'other' / 'parts', out / 'parts')
   for part in (out / 'parts').iterdir():
-    part.write_text(part.read_text().replace('"v.mp4"]', f'"{name}"]'))
+    lines = part.read_text().replace('"v.mp4"]', f'"{name}"]').splitlines(keepends=True)
+    part.write_text(''.join(re.sub(r', "crc32": \d+}', '}', line) for line in lines))  # as if it were sound
   for place in (tmp_path / 'w.mp4', out / 'w.mp4', out / 'deep' / 'w.mp4'):
     place.write_text('mine')
   before = content(tmp_path)

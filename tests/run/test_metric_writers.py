@@ -14,6 +14,7 @@ import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from tensorboardX.proto import event_pb2
 
 from triplet_det.run import metric_writers
@@ -158,7 +159,7 @@ def test_a_failed_repair_leaves_the_file(tmp_path, monkeypatch):
   def killed(*args):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(pathlib.Path, 'replace', killed)
+  monkeypatch.setattr(type(epath.Path(tmp_path)), 'replace', killed)
   with pytest.raises(KeyboardInterrupt):
     MetricWriter(tmp_path, resume_step=1)
   assert path.read_text() == text
