@@ -87,7 +87,7 @@ def main() -> None:
   with command_line.misfits_in_one_line(), contextlib.ExitStack() as held:
     summary = _run(arguments, held)
   for path, reason in summary.left_out.items():
-    print(f'left out: {path}: {reason}', file=sys.stderr)
+    print(f'left out: {reason if reason.startswith(path) else f"{path}: {reason}"}', file=sys.stderr)
   print(f'{summary.boxes} boxes in {summary.images} images above {arguments.threshold}: {arguments.out}')
   sys.exit(1 if summary.left_out else 0)
 

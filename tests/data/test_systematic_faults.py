@@ -206,3 +206,35 @@ def test_no_box_and_boxes_without_end():
   assert not systematic_faults.find(pack(data | {'annotations': []}, 'a.json').written, ('0.jpg', '1.jpg'))
   ends = np.array([[1e18] * 4, [-1e18] * 4, [1e18, 0, 1, 1], [0, 0, 1e18, 1e18], [5, 5, 0, 0], [9, 9, -3, -3]])
   assert not faults(np.concatenate([sound(images=40), ends, sound(images=1)[:2]]))
+
+
+@pytest.mark.parametrize('how', ['other corner', 'beside the image'])
+def test_boxes_that_lie_nowhere(how):
+  """Every second one is left out; the others cannot say why."""
+  boxes = sound()
+  x, y, w, h = boxes[::2].T
+  boxes[::2] = np.stack([x + w, y + h, -w, -h] if how == 'other corner' else [x - 640, y, w, h], axis=1)
+  areas = np.abs(boxes[:, 2:]).prod(axis=1)
+  fault = the_fault(boxes, areas=areas)
+  assert fault.text.startswith('160 of 320 boxes (50%) have no width or height inside their image and are left out')
+  assert fault.text.endswith('give x and y of the upper left corner, and a width and height above 0')
+
+
+def test_percent_in_an_image_hardly_larger_are_known_by_their_areas():
+  boxes = sound(width=160, height=120, smallest=10, largest=40)
+  areas = boxes.prod(axis=1, where=[False, False, True, True])
+  boxes[::2] = in_units(boxes[::2], 100, 160, 120)
+  fault = the_fault(boxes, areas=areas, width=160, height=120)
+  assert fault.text.startswith('160 of 320 boxes (50%) are percent of width and height, as their areas show, not pixels')
+
+
+@pytest.mark.parametrize(
+  'attributes', [[dict(name='rotation', value=33)], {'Rotation': '33'}, {'rotation_angle': 33.0}], ids=str
+)
+def test_an_angle_in_another_form(attributes):
+  fault = the_fault(sound(), attributes=[attributes] * 320)
+  assert fault.text.startswith('320 of 320 boxes (100%) are turned by an angle of their own')
+
+
+def test_a_number_that_is_no_angle():
+  assert faults(sound(), rotation=[10**400] * 320) == []

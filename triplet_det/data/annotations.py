@@ -12,7 +12,7 @@ from etils import epath
 
 from triplet_det.categories import CategoryTable
 
-_ANGLES = {'rotation', 'angle', 'theta'}  # degrees or radians
+_ANGLES = {'rotation', 'angle', 'theta', 'rotation_angle'}  # degrees or radians
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -150,13 +150,15 @@ def pack(data: Mapping, path: epath.PathLike, repaired: Mapping[str, Sequence[st
 def _is_turned(annotation: Mapping) -> bool:
   """Whether a box has an angle, as CVAT notes it among its attributes; half a turn leaves a box as it is."""
   attributes = annotation.get('attributes')
+  if isinstance(attributes, list):  # [{'name': 'rotation', 'value': 33}]
+    attributes = {one.get('name'): one.get('value') for one in attributes if isinstance(one, Mapping)}
   if not attributes and _ANGLES.isdisjoint(annotation):
     return False
   for place in (annotation, attributes if isinstance(attributes, Mapping) else {}):
-    for key in _ANGLES & place.keys():
+    for key, value in place.items():
       try:
-        if abs((float(place[key]) + 90) % 180 - 90) > 0.05:
+        if str(key).lower() in _ANGLES and abs((float(value) + 90) % 180 - 90) > 0.05:
           return True
-      except (TypeError, ValueError):  # None, or a word of another meaning
+      except (TypeError, ValueError, OverflowError):  # None, a word of another meaning, or no angle
         pass
   return False

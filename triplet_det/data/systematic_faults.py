@@ -113,7 +113,7 @@ def find(written: Written, file_names: Sequence[str]) -> list[Fault]:
     misread = list(_places(sample))
     # Areas, sizes and near twins of boxes that are read wrongly say nothing.
     others = [] if misread else [*_areas(sample), *_shapes(sample)]
-    return [*misread, *others, *_doubles(sample, near=0 if misread else 1), *_marks(view)]
+    return [*misread, *others, *_doubles(sample, near=0 if misread else 1), *_marks(view, misread)]
 
 
 def _percent(share: float) -> str:
@@ -259,7 +259,11 @@ def _areas(view: _View) -> Iterator[Fault]:
   (width, height), areas = view.written.boxes[:, 2:].T, view.written.areas
   product = width * height
   small = (areas > 0) & (areas < 0.01 * product) & (product >= _A_PIXEL)
-  large = areas > 1.1 * (width + _SLACK) * (height + _SLACK)
+  large = (width > 0) & (height > 0) & (areas > 1.1 * (width + _SLACK) * (height + _SLACK))
+  percent = large & (np.abs(areas - product * view.sizes.prod(axis=1) / 100**2) <= 0.02 * areas)
+  if percent.sum() >= max(_FEW, 0.05 * len(view)):
+    yield _unit(view, percent, 100, 'percent of width and height, as their areas show')
+    large &= ~percent
   for wrong, what in ((small, 'less than a hundredth of'), (large, 'more than')):
     if wrong.sum() >= max(_FEW, 0.05 * len(view)):
       yield Fault(
@@ -303,14 +307,21 @@ def _doubles(view: _View, near: float) -> Iterator[Fault]:
     )
 
 
-def _marks(view: _View) -> Iterator[Fault]:
-  """What is written beside the boxes, one by one."""
+def _marks(view: _View, misread: Sequence[Fault]) -> Iterator[Fault]:
+  """What boxes show one by one; those that are `misread` are not told to lie nowhere as well."""
   boxes, areas, crowd, turned = (getattr(view.written, name) for name in ('boxes', 'areas', 'crowd', 'turned'))
   sized = (boxes[:, 2:] > 0).all(axis=1)  # all others are left out
   empty = sized & (areas == 0) & (boxes[:, 2] * boxes[:, 3] >= _A_PIXEL)
   wrong = empty | (sized & ((areas < 0) | ~np.isfinite(areas)))
   if wrong.mean() >= 0.01 or wrong.sum() > empty.sum():
     yield Fault(f'{view.count(wrong)} have an area of 0, below 0 or NaN ({view.first(wrong)}): {_AREAS_DO}')
+  ends = np.minimum(boxes[:, :2] + boxes[:, 2:], view.sizes)
+  nowhere = (ends <= boxes[:, :2].clip(0)).any(axis=1)
+  if not misread and nowhere.sum() >= max(_FEW, 0.02 * len(view)):
+    yield Fault(
+      f'{view.count(nowhere)} have no width or height inside their image and are left out ({view.first(nowhere)}): '
+      'their objects are background then; give x and y of the upper left corner, and a width and height above 0'
+    )
   if turned.any():
     yield Fault(
       f'{view.count(turned)} are turned by an angle of their own, `rotation`, `angle` or `theta` '
