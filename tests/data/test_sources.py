@@ -1,6 +1,7 @@
 """The COCO JSON reader, the two sources and the preparation by TFDS."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -342,3 +343,14 @@ def test_script(tiny, tmp_path):
   assert 'remove it if none does' in run(*first.args[2:]).stdout
   missing = run('--coco', str(tmp_path / 'nowhere'), '--data_dir', 'out2')
   assert missing.returncode == 2 and 'no annotations at' in missing.stderr and 'Traceback' not in missing.stderr
+
+
+def test_a_pipe_in_place_of_an_image_is_not_waited_for(tmp_path):
+  coco = write_tiny_coco(tmp_path)
+  source = sources.JsonSource(coco.images(), coco.annotations())
+  path = coco.images() / source.annotations.file_names[2]
+  path.unlink()
+  os.mkfifo(path)
+  with pytest.raises(ValueError, match=f'{path}: is no regular file but a folder, a pipe or a device'):
+    source[2]
+  assert source.header(2) is None and source.header(1).orientation == 1

@@ -225,7 +225,9 @@ def test_percent_in_an_image_hardly_larger_are_known_by_their_areas():
   areas = boxes.prod(axis=1, where=[False, False, True, True])
   boxes[::2] = in_units(boxes[::2], 100, 160, 120)
   fault = the_fault(boxes, areas=areas, width=160, height=120)
-  assert fault.text.startswith('160 of 320 boxes (50%) are percent of width and height, as their areas show, not pixels')
+  assert fault.text.startswith(
+    '160 of 320 boxes (50%) are percent of width and height, as their areas show, not pixels'
+  )
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import functools
 import io
+import os
 import re
 from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
@@ -11,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 import cv2
 import numpy as np
 from absl import logging
+from etils import epath
 from PIL import Image, ImageOps, features
 
 # The input pipeline runs one thread or process per core already.
@@ -94,6 +96,12 @@ def decode_image(
   return image
 
 
+def check_regular(path: epath.PathLike) -> None:
+  """Raises ValueError for what is there and is no file: a pipe, which epath takes for one, would be waited for."""
+  if '://' not in str(path) and os.path.exists(path) and not os.path.isfile(path):
+    raise ValueError(f'{path}: is no regular file but a folder, a pipe or a device; give an image file')
+
+
 def check_pixels(size: tuple[int, int], file_name: str, max_pixels: int, what: str = '') -> None:
   """Raises ValueError if (height, width) `size` has more pixels; `what` says of what, if not of the file."""
   height, width = size
@@ -120,6 +128,16 @@ def read_header(file: BinaryIO) -> Header | None:
     image = opener(file, '')  # `Image.open` has a limit of its own, and warns
     return Header(image.size[::-1], _orientation(image, kind, file))
   except Exception:  # Pillow raises a dozen kinds for what is no image
+    return None
+
+
+def header_of(path: epath.Path) -> Header | None:
+  """`read_header` of a file; None if it is not there, or no regular file."""
+  try:
+    check_regular(path)
+    with path.open('rb') as file:
+      return read_header(file)
+  except (OSError, ValueError):
     return None
 
 

@@ -133,9 +133,10 @@ class JsonSource(Source):
 
   def __getitem__(self, index: int) -> Record:
     known = self.annotations
-    rows = known.rows(index)
+    rows, path = known.rows(index), self._images / known.file_names[index]
+    image_files.check_regular(path)
     return Record(
-      encoded=(self._images / known.file_names[index]).read_bytes(),
+      encoded=path.read_bytes(),
       image_id=int(known.image_ids[index]),
       file_name=known.file_names[index],
       boxes=known.boxes[rows],
@@ -146,18 +147,14 @@ class JsonSource(Source):
     )
 
   def header(self, index: int) -> image_files.Header | None:
-    with (self._images / self.annotations.file_names[index]).open('rb') as file:
-      return image_files.read_header(file)
+    return image_files.header_of(self._images / self.annotations.file_names[index])
 
   def _upright_sizes(self, images: Sequence[Mapping]) -> list[tuple[int, int]]:
     """The (height, width) of images, rows of a JSON, when they are turned; their headers alone are read."""
 
     def size_of(image: Mapping) -> tuple[int, int]:
       path, claimed = self._images / image['file_name'], (image['height'], image['width'])
-      if not path.is_file():
-        return claimed
-      with path.open('rb') as file:
-        header = image_files.read_header(file)
+      header = image_files.header_of(path)
       return header.upright_size if header and claimed == header.size else claimed
 
     with concurrent.futures.ThreadPoolExecutor(16) as threads:

@@ -5,7 +5,6 @@ An exported file is run without the code of the network; what only checkpoints n
 
 import concurrent.futures
 import math
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -178,8 +177,7 @@ def read_image(
   path = epath.Path(path)
   if not path.exists():
     raise FileNotFoundError(f'no image {path}: give a file that is there')
-  if '://' not in str(path) and not os.path.isfile(path):  # a pipe, which epath takes for a file, would be waited for
-    raise ValueError(f'{path}: is no regular file but a folder, a pipe or a device; give an image file')
+  image_files.check_regular(path)
   if max_pixels is not None and path.stat().length > (most := 1_000_000 + 16 * max_pixels):  # 4 channels of 32 bits
     raise ValueError(
       f'{path}: {path.stat().length:,} bytes are more than an image has of {max_pixels:,} pixels, the limit, which is '

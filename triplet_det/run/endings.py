@@ -2,6 +2,9 @@
 
 import contextlib
 import errno
+import functools
+import logging
+import sys
 from collections.abc import Callable, Iterator
 
 import jax
@@ -9,6 +12,7 @@ import jax
 EXIT_MISFIT = 2  # the command, data or checkpoint do not fit
 EXIT_INPUT, EXIT_WORKER, EXIT_DISK, EXIT_INTERRUPTED = 66, 71, 74, 130
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_WORDS = ('No space left', 'ENOSPC', 'File too large', 'EFBIG', 'Disk quota exceeded', 'EDQUOT')  # of C++
 
 
 @contextlib.contextmanager
@@ -32,6 +36,19 @@ def kept(save: Callable[[], int], *, unless: type[Exception]) -> Iterator[None]:
     raise
 
 
+def say_it_once() -> None:
+  """Keeps quiet what a failed read or save of a checkpoint leaves behind in other threads; its error is raised."""
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+  for name in ('excepthook', 'unraisablehook'):
+    setattr(sys, name, functools.partial(_hook, getattr(sys, name)))
+
+
+def _hook(usual: Callable, *told) -> None:
+  value = told[1] if len(told) == 3 else told[0].exc_value
+  if not (isinstance(value, RuntimeError) and 'Event loop is closed' in str(value)):
+    usual(*told)
+
+
 def one_line(error: BaseException) -> str:
   """The first line of the message, or the name of the error, and what is noted of it and of what it came from."""
   first = str(error).strip().partition('\n')[0][:500] or type(error).__name__
@@ -41,8 +58,7 @@ def one_line(error: BaseException) -> str:
 def disk_is_full(error: BaseException) -> bool:
   """Whether that is the reason, or the reason of the reason; libraries in C++ only say it in their text."""
   return any(
-    getattr(one, 'errno', None) in _FULL or any(word in str(one) for word in ('No space left', 'ENOSPC'))
-    for one in _chain(error)
+    getattr(one, 'errno', None) in _FULL or any(word in str(one) for word in _FULL_WORDS) for one in _chain(error)
   )
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, TextIO
 from absl import logging
 from tqdm import tqdm
 
-from triplet_det.run import standard_streams
+from triplet_det.run import endings, standard_streams
 
 _WINDOW_SECONDS = 60.0  # rates and ETA are means over this much of the recent past
 
@@ -167,6 +167,7 @@ def show_messages() -> None:
   From here on no stream that is closed, broken or full ends the command.
   """
   standard_streams.make_lasting()
+  endings.say_it_once()
   logging.use_absl_handler()
   logging.set_verbosity(max(logging.INFO, logging.get_verbosity()))
   handler = logging.get_absl_handler()
