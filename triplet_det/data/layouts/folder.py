@@ -1,0 +1,123 @@
+"""Which data set lies in a folder, found out by looking: COCO JSONs, YOLO or Pascal VOC.
+
+Whatever it is becomes a COCO dictionary per split, so that everything behind it, the doctor and pycocotools included,
+knows one form only.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from triplet_det.data.layouts import coco_folder, voc, yolo
+from triplet_det.data.layouts.inventory import Inventory, Split
+
+LAYOUTS = {'coco': coco_folder, 'yolo': yolo, 'voc': voc}
+HELD_OUT = 5  # one image in so many is validated on if the data set has no split for it
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+  """The splits of a folder: 'train', 'validation' and, if there is one, 'test'."""
+
+  root: Path
+  layout: str
+  splits: Mapping[str, Split]
+  notes: tuple[str, ...]  # what a user should know of how it was read
+
+  def __str__(self) -> str:
+    counts = ', '.join(f'{name} {len(split.content["images"]):,} images' for name, split in self.splits.items())
+    names = [category['name'] for category in self.splits['train'].content['categories']]
+    listed = ', '.join(names[:8]) + (', ...' if len(names) > 8 else '')
+    return f'{self.root}: {self.layout.upper()}, {counts}; {len(names)} classes: {listed}' + ''.join(
+      f'; {note}' for note in self.notes
+    )
+
+
+class Written(NamedTuple):
+  """A split on disk, as `sources.JsonSource` takes it."""
+
+  images: Path
+  annotations: Path
+
+
+def read(root: str | Path, layout: str = 'auto') -> DataSet:
+  """Finds out what lies in a folder and reads it.
+
+  Args:
+    root: the folder.
+    layout: 'coco', 'yolo' or 'voc', for a folder that has several; 'auto' is the one that it has.
+
+  Raises:
+    FileNotFoundError: no folder there.
+    ValueError: none or several of the layouts, or labels that contradict themselves; names the file and the line.
+  """
+  if layout not in ('auto', *LAYOUTS):
+    raise ValueError(f'data.layout is {layout!r}; possible: auto, {", ".join(LAYOUTS)}')
+  root = Path(root).expanduser()
+  if not root.is_dir():
+    raise FileNotFoundError(f'no folder at data.root={root}: give the one with your images and labels')
+  there = Inventory(root)
+  found = {name: seen for name, module in LAYOUTS.items() if (seen := module.look(there))}
+  if layout == 'auto':
+    if len(found) != 1:
+      raise ValueError(_not_one(there, found))
+    (layout,) = found
+  elif layout not in found:
+    raise ValueError(f'data.layout={layout}, but {_not_one(there, found)}')
+  splits, notes = LAYOUTS[layout].read(there)
+  if not splits.keys() & {'train', 'all'}:
+    only = ' and '.join(splits)
+    raise ValueError(f'{root}: no images to train on, only {only}: call the folder or file of one split train')
+  training = splits.pop('train', None) or splits.pop('all')
+  if 'validation' not in splits:
+    training, splits['validation'] = hold_out(training)
+    count = len(splits['validation'].content['images'])
+    notes = (*notes, f'no validation split: {count:,} training images are held out for it, chosen by their names')
+  ordered = {name: splits[name] for name in ('validation', 'test') if name in splits}
+  return DataSet(root, layout, {'train': training, **ordered}, tuple(notes))
+
+
+def hold_out(split: Split) -> tuple[Split, Split]:
+  """(training, validation): one image in `HELD_OUT` goes to the second, by a hash of its name, the same in every run.
+
+  Copies that Roboflow's augmentation made of one photo (`photo.rf.0a1b.jpg`) stay together.
+  """
+
+  def digest(image: Mapping) -> int:
+    return int.from_bytes(hashlib.md5(image['file_name'].split('.rf.')[0].encode()).digest()[:8])
+
+  images = split.content['images']
+  if len(images) < 2:
+    raise ValueError(f'{split.images}: {len(images)} image, and 2 are the least: one to train on, one to validate on')
+  chosen = {image['id'] for image in images if digest(image) % HELD_OUT == 0}
+  if len(chosen) in (0, len(images)):  # of a handful of images
+    chosen = {min(images, key=digest)['id']}
+  return split.only(lambda i: i not in chosen), split.only(lambda i: i in chosen)
+
+
+def write(data: DataSet, folder: Path) -> dict[str, Written]:
+  """Writes a COCO JSON per split; a split that is a whole JSON already stays where it is."""
+  written = {}
+  for name, split in data.splits.items():
+    path = split.path
+    if path is None:
+      path = folder / f'{name}.json'
+      folder.mkdir(parents=True, exist_ok=True)
+      unfinished = path.with_name(f'{path.name}.tmp')
+      unfinished.write_text(json.dumps(split.content, ensure_ascii=False), encoding='utf-8')
+      unfinished.replace(path)
+    written[name] = Written(split.images, path)
+  return written
+
+
+def _not_one(there: Inventory, found: Mapping[str, str]) -> str:
+  wanted = '; '.join(f'{name} needs {module.NEEDS}' for name, module in LAYOUTS.items())
+  if not found:
+    return f'{there.root} holds no data set that is known here, but {there.summary()}. {wanted}'
+  seen = ' and '.join(f'{what} ({name})' for name, what in found.items())
+  return f'{there.root} has the labels of {"several layouts" if len(found) > 1 else "another layout"}: {seen}. ' + (
+    f'Say which with data.layout={"|".join(found)}'
+  )
