@@ -53,6 +53,7 @@ setup(
     'orbax-checkpoint>=0.11.20',
     'pillow>=10',  # matplotlib needs it as well
     'pycocotools>=2.0.8',
+    'pyyaml>=6',
     'tensorboardX>=2.6',
     'tensorflow-datasets>=4.9.9',
     'tqdm>=4.66',

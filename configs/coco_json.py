@@ -21,6 +21,8 @@ def get_config(variant: str = 'small') -> ConfigDict:
   if variant not in ('small', 'hg=52', 'hg=104'):
     raise ValueError(f'unknown variant {variant!r}; possible: small, hg=52, hg=104')
   config = triplet.get_config('hg=104' if variant == 'small' else variant)
+  config.data.root = ''  # a folder whose layout is found out by looking; or the images and the JSON of each split:
+  config.data.layout = 'auto'  # coco, yolo or voc, if the folder has several
   config.data.train = dict(format='coco_json', images='', annotations='', split='train')
   config.data.train.orientation = 'stored'  # upright: the boxes were drawn on photos turned by their EXIF orientation
   config.data.eval = dict(config.data.train, split='validation', require_boxes=True)  # False: a set without annotations

@@ -385,6 +385,27 @@ LAYOUTS = {
   ),
 }
 
+FOLDERS = {
+  'a folder without a layout': mine(
+    '--config.data.root={tmp}/pngs',
+    given='{tmp}/pngs holds no data set that is known here, but 1 .png files',
+    possible='coco needs a JSON with images, annotations and categories',
+    do='yolo needs data.yaml, or a .txt of labels per image',
+  ),
+  'YOLO without names': mine(
+    '--config.data.root={tmp}/nameless',
+    given='{tmp}/nameless: the names of the classes are not given',
+    possible='write them into data.yaml, names: [cat, dog]',
+    do='or into classes.txt, one per line',
+  ),
+  'a class that YOLO has not': mine(
+    '--config.data.root={tmp}/ranged',
+    given='{tmp}/ranged/a.txt, line 1: class 7',
+    possible='but there are 1 classes, 0 to 0',
+    do='correct it, or name the class',
+  ),
+}
+
 DEVICES = {
   'a batch that the devices do not divide': mine(
     '--config.batch_size=12',
@@ -953,6 +974,7 @@ MISTAKES = (
   PATHS
   | CONFIGS
   | DATA
+  | FOLDERS
   | FIELDS
   | DEVICES
   | CHECKPOINTS
@@ -1050,6 +1072,10 @@ def write_files(folder: Path) -> dict[str, Path]:
   for name in ('photos', 'pngs', 'held'):
     (folder / name).mkdir()
   drawing.save_png(folder / 'pngs' / 'a.png', np.zeros((30, 40, 3), np.uint8))
+  for name in ('nameless', 'ranged'):
+    shutil.copytree(folder / 'pngs', folder / name)
+    (folder / name / 'a.txt').write_text('7 0.5 0.5 0.1 0.1\n')
+  (folder / 'ranged' / 'classes.txt').write_text('cat\n')
   for name in ('file', 'net.pkl', 'text.zip'):
     (folder / name).write_text('x')
   for name, entry, text in (

@@ -22,11 +22,13 @@ nothing to save. After 66, 71 and 74 the message says which step is saved.
 
 import contextlib
 import dataclasses
+import json
 import os
 import sys
 import time
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 from absl import app, flags, logging
@@ -35,6 +37,7 @@ from ml_collections import ConfigDict
 
 from triplet_det import dry_run, evaluate, report, train
 from triplet_det.data import doctor, doctor_report, pipeline
+from triplet_det.data.layouts import folder as data_folder
 from triplet_det.detection import trained_network
 from triplet_det.detection.settings import Settings, settings_for
 from triplet_det.devices import compiler, sharding
@@ -157,6 +160,36 @@ def show_training_data(config: ConfigDict, workdir: epath.Path) -> epath.Path:
     batches.close()
 
 
+def place_data(config: ConfigDict, workdir: epath.Path) -> None:
+  """Finds out what lies in `config.data.root` and points config.data.train and .eval at it; other configs stay.
+
+  What is no COCO JSON per split is written as one into <workdir>/data, where it can be looked at. All hosts call it.
+
+  Raises:
+    FileNotFoundError, ValueError: of `layouts.folder.read`; the run folder lies in the data; there is no such split.
+  """
+  if not config.data.get('root'):
+    return
+  root = Path(os.path.expanduser(config.data.root))
+  if '://' not in str(workdir) and Path(workdir).resolve().is_relative_to(root.resolve()):
+    raise ValueError(f'--workdir={workdir} lies in data.root={root}, which is only read: give another place')
+  data = data_folder.read(root, config.data.layout)
+  if (split := config.data.eval.split) not in data.splits:
+    raise ValueError(f'data.eval.split is {split!r}, {root} has {", ".join(data.splits)}')
+  if jax.process_index() == 0:
+    logging.info('%s', data)
+    for name, part in data.splits.items():
+      if part.path is None:
+        (workdir / 'data').mkdir(parents=True, exist_ok=True)
+        output_paths.write_whole(workdir / 'data' / f'{name}.json', json.dumps(part.content))
+  sharding.first_host_says(True)  # nobody reads before it is there
+  for name, settings in (('train', config.data.train), (split, config.data.eval)):
+    part = data.splits[name]
+    settings.update(images=str(part.images), annotations=str(part.path or workdir / 'data' / f'{name}.json'))
+    if data.layout != 'coco':  # their tools show, and their labels count on, photos that stand upright
+      settings.orientation = 'upright'
+
+
 def check_apart(config: ConfigDict, folder: epath.Path) -> None:
   """Raises ValueError if a file that a run writes into its folder is one of the data."""
   written = [
@@ -174,6 +207,8 @@ def run(config: ConfigDict, workdir: str) -> None:
   if config.mode not in MODES:
     raise ValueError(f'config.mode is {config.mode!r}; possible: {", ".join(MODES)}')
   config_limits.check(config.to_dict())
+  if config.mode != 'report':
+    place_data(config, epath.Path(workdir).expanduser())
   if config.dry_run:
     found = dry_run.plan_here(config)
     if jax.process_index() == 0:

@@ -9,7 +9,10 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from etils import epath
 
+from triplet_det import main
+from triplet_det.configs import coco_json, triplet
 from triplet_det.data import pipeline
 from triplet_det.data.layouts import folder
 
@@ -138,8 +141,9 @@ def test_every_layout_has_the_same_boxes(layout, tmp_path):
 
 def batch(root, out):
   """The first two training batches."""
-  written = folder.write(folder.read(root), out)['train']
-  source = pipeline.open_source('coco_json', images=str(written.images), annotations=str(written.annotations))
+  config = config_of(root)
+  main.place_data(config, epath.Path(out))
+  source = pipeline.open_source(**config.data.train)
   settings = dict(input_size=63, border=8, scales=(0.8, 1.0), flip=True, max_objects=8, train_on_crowd=False)
   batches = pipeline.train_batches(source, batch_size=4, seed=0, num_workers=0, num_threads=1, **settings)
   found = [next(batches) for _ in range(2)]
@@ -291,10 +295,42 @@ def test_the_layout_can_be_chosen(tmp_path):
 
 def test_a_json_stays_where_it_is_and_others_are_written(tmp_path):
   LAYOUTS['coco, JSON beside the images'](tmp_path / 'a')
+  config = config_of(tmp_path / 'a')
+  main.place_data(config, epath.Path(tmp_path / 'run'))
+  assert config.data.train.annotations == str(tmp_path / 'a/train/_annotations.coco.json')
+  assert config.data.train.orientation == 'stored' and not (tmp_path / 'run').exists()
   LAYOUTS['voc, as the devkit'](tmp_path / 'b')
-  out = tmp_path / 'out'
-  ours = folder.write(folder.read(tmp_path / 'a'), out)
-  assert ours['train'].annotations == tmp_path / 'a/train/_annotations.coco.json' and not out.exists()
-  theirs = folder.write(folder.read(tmp_path / 'b'), out)
-  assert theirs['validation'].annotations == out / 'validation.json'
-  assert boxes_by_file(json.loads(Path(theirs['train'].annotations).read_text()))['train_1.png']
+  config = config_of(tmp_path / 'b')
+  main.place_data(config, epath.Path(tmp_path / 'run'))
+  assert config.data.eval.annotations == str(tmp_path / 'run/data/validation.json')
+  assert boxes_by_file(json.loads(Path(config.data.train.annotations).read_text()))['train_1.png']
+
+
+def config_of(root, **settings):
+  config = coco_json.get_config()
+  config.data.update(root=str(root), **settings)
+  return config
+
+
+def test_a_config_is_pointed_at_what_lies_in_the_folder(tmp_path):
+  LAYOUTS['voc, as the devkit'](tmp_path / 'voc')
+  config = config_of(tmp_path / 'voc')
+  main.place_data(config, epath.Path(tmp_path / 'run'))
+  assert config.data.train.annotations == str(tmp_path / 'run/data/train.json')
+  assert config.data.eval.images == str(tmp_path / 'voc/JPEGImages')
+  assert (config.data.train.orientation, config.data.eval.orientation) == ('upright', 'upright')
+  assert len(pipeline.open_source(**config.data.eval)) == 4
+  config.data.eval.split = 'test'
+  with pytest.raises(ValueError, match=r"data\.eval\.split is 'test', .*voc has train, validation"):
+    main.place_data(config, epath.Path(tmp_path / 'run'))
+  with pytest.raises(ValueError, match=r'--workdir=.*voc/run lies in data\.root=.*voc, which is only read'):
+    main.place_data(config, epath.Path(tmp_path / 'voc/run'))
+  with pytest.raises(FileNotFoundError, match=r'no folder at data\.root=.*nowhere'):
+    main.place_data(config_of(tmp_path / 'nowhere'), epath.Path(tmp_path / 'run'))
+
+
+def test_a_config_without_a_folder_stays(tmp_path):
+  for config in (config_of(''), triplet.get_config()):
+    before = config.to_json()
+    main.place_data(config, epath.Path(tmp_path / 'run'))
+    assert config.to_json() == before and not (tmp_path / 'run').exists()

@@ -6,10 +6,8 @@ knows one form only.
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from triplet_det.data.layouts import coco_folder, voc, yolo
 from triplet_det.data.layouts.inventory import Inventory, Split
@@ -34,13 +32,6 @@ class DataSet:
     return f'{self.root}: {self.layout.upper()}, {counts}; {len(names)} classes: {listed}' + ''.join(
       f'; {note}' for note in self.notes
     )
-
-
-class Written(NamedTuple):
-  """A split on disk, as `sources.JsonSource` takes it."""
-
-  images: Path
-  annotations: Path
 
 
 def read(root: str | Path, layout: str = 'auto') -> DataSet:
@@ -96,21 +87,6 @@ def hold_out(split: Split) -> tuple[Split, Split]:
   if len(chosen) in (0, len(images)):  # of a handful of images
     chosen = {min(images, key=digest)['id']}
   return split.only(lambda i: i not in chosen), split.only(lambda i: i in chosen)
-
-
-def write(data: DataSet, folder: Path) -> dict[str, Written]:
-  """Writes a COCO JSON per split; a split that is a whole JSON already stays where it is."""
-  written = {}
-  for name, split in data.splits.items():
-    path = split.path
-    if path is None:
-      path = folder / f'{name}.json'
-      folder.mkdir(parents=True, exist_ok=True)
-      unfinished = path.with_name(f'{path.name}.tmp')
-      unfinished.write_text(json.dumps(split.content, ensure_ascii=False), encoding='utf-8')
-      unfinished.replace(path)
-    written[name] = Written(split.images, path)
-  return written
 
 
 def _not_one(there: Inventory, found: Mapping[str, str]) -> str:

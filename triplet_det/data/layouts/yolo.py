@@ -193,7 +193,8 @@ def _boxes(there: Inventory, label: PurePosixPath, size: tuple[int, int], names:
     except ValueError:
       raise ValueError(f'{where}: {line[:60]!r} is not a class index and numbers') from None
     if not 0 <= index < len(names):
-      raise ValueError(f'{where}: class {index}, but there are {len(names)} classes, 0 to {len(names) - 1}')
+      known = f'there are {len(names)} classes, 0 to {len(names) - 1}'
+      raise ValueError(f'{where}: class {index}, but {known}: correct it, or name the class')
     if len(values) not in (4, 5) and (len(values) < 6 or len(values) % 2):
       raise ValueError(f'{where}: {len(values)} numbers behind the class; a box has 4, a polygon an even number from 6')
     if not all(math.isfinite(value) and -1 <= value <= 2 for value in values):
