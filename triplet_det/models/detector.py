@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from triplet_det.models.encoder import LITE0_NAME, TAPS, Ascent, EfficientNetLite0
 from triplet_det.models.heads import Branch
 from triplet_det.models.hourglass import Hourglass, Stem
 from triplet_det.models.layers import ConvBlock, Numerics, Residual
@@ -18,6 +19,7 @@ from triplet_det.structs import KeypointMaps
 # What the backward pass computes again instead of reading it from memory: all of every residual block but its input is
 # least memory and a third more arithmetic. XLA computes norms and ReLUs again by itself (docs/scaling.md).
 REMAT = ('none', 'blocks')
+ENCODERS = ('hourglass', LITE0_NAME)  # the paper's, and one that can start with the weights of ImageNet
 CORNERS = {'top_left': 'tl', 'bottom_right': 'br'}  # and how `KeypointMaps` call them
 
 
@@ -25,10 +27,10 @@ CORNERS = {'top_left': 'tl', 'bottom_right': 'br'}  # and how `KeypointMaps` cal
 class DetectorConfig:
   """The sizes and switches of a network; `build` makes one from any mapping with these keys."""
 
-  stacks: int  # hourglasses in series: 1 is Hourglass-52, 2 is Hourglass-104
+  stacks: int  # hourglasses in series: 1 is Hourglass-52, 2 is Hourglass-104; another encoder stands alone
   dims: tuple[int, ...]  # widths of the levels; len(dims) - 1 halvings below the stem's stride of 4
   blocks: tuple[int, ...]  # residual blocks per level
-  stem_width: int  # channels after the 7x7 convolution
+  stem_width: int  # channels after the 7x7 convolution; another encoder has its own
   head_width: int  # channels of the feature and of the pooling modules' result
   pool_width: int  # channels of the maps that are pooled
   num_classes: int
@@ -39,6 +41,7 @@ class DetectorConfig:
   norm_group: int | None = None  # images per group of norm statistics; None: the whole batch
   norm_running: str = 'all'  # groups that update the running statistics; published: 'first'
   remat: str = 'none'  # one of REMAT
+  encoder: str = 'hourglass'  # one of ENCODERS
 
   def __post_init__(self):
     if len(self.dims) != len(self.blocks) or len(self.dims) < 2:
@@ -46,9 +49,14 @@ class DetectorConfig:
         f'dims and blocks need one entry per level and at least 2 levels: {len(self.dims)} dims {self.dims}, '
         f'{len(self.blocks)} blocks {self.blocks}'
       )
-    for key, possible in (('norm_running', ('all', 'first')), ('remat', REMAT)):
+    for key, possible in (('norm_running', ('all', 'first')), ('remat', REMAT), ('encoder', ENCODERS)):
       if getattr(self, key) not in possible:
         raise ValueError(f'model.{key} is {getattr(self, key)!r}; possible: {", ".join(possible)}')
+    if self.encoder != 'hourglass' and (self.stacks, len(self.dims)) != (1, len(TAPS)):
+      raise ValueError(
+        f'model.encoder={self.encoder} needs stacks 1 and {len(TAPS)} dims, for strides 4 to 32: {self.stacks} stacks, '
+        f'dims {self.dims}'
+      )
 
   @property
   def size_multiple(self) -> int:
@@ -81,6 +89,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
   'tiny': dict(
     stacks=1, dims=(32, 48, 64), blocks=(1, 1, 2), stem_width=16, head_width=32, pool_width=32, num_classes=8
   ),
+  'photos': dict(
+    encoder=LITE0_NAME,
+    stacks=1,
+    dims=(32, 48, 64, 96),
+    blocks=(1, 1, 1, 0),
+    stem_width=0,
+    head_width=32,
+    pool_width=32,
+    num_classes=80,
+  ),
 }
 
 
@@ -98,6 +116,12 @@ class Detector(nn.Module):
     c.check_side('image width', images.shape[2])
     numerics = Numerics(jnp.dtype(c.dtype), c.norm_group, c.norm_running, self.norm_folded)
     residual = nn.remat(Residual, static_argnums=(2,)) if c.remat == 'blocks' else Residual
+
+    if c.encoder == LITE0_NAME:
+      x = EfficientNetLite0(numerics, name='encoder')(images, train)
+      x = Ascent(c.dims, c.blocks, numerics, name='ascent')(x, train)
+      feature = ConvBlock(c.head_width, 3, numerics, name='feature_0')(x, train)
+      return [self._branches(feature, 0, numerics, train)]
 
     maps = []
     x = Stem(c.stem_width, c.dims[0], numerics, residual, name='stem')(images, train)

@@ -14,9 +14,11 @@ from flax import traverse_util
 from triplet_det.categories import CategoryTable
 from triplet_det.detection import loading
 from triplet_det.devices import sharding
+from triplet_det.models import encoder
 from triplet_det.run import checkpoints
 from triplet_det.training.train_step import TrainState
 
+IMAGENET = 'imagenet'
 LEAST_SHARE = 0.5  # of the parameters, below which a start is hardly better than a fresh one
 _SHOWN = 5  # class names and arrays in one line
 
@@ -46,24 +48,29 @@ def initialise(
 
   Args:
     state: fresh, with its shardings, which the result has too.
-    checkpoint: a run folder, trained or imported (its best weights are taken), one checkpoint folder in it, or 'demo'.
+    checkpoint: a run folder, trained or imported (its best weights are taken), one checkpoint folder in it, 'demo', or
+      'imagenet' for an encoder that has learnt from it.
     categories, model: of this run.
 
   Raises:
     FileNotFoundError, checkpoints.Unreadable: there is no checkpoint, or a broken one.
     ValueError: less than half of the parameters come along; names what differs between the networks.
   """
-  weights, record = loading.read_weights(checkpoint)
+  if str(checkpoint) == IMAGENET:
+    weights, there, theirs, origin = encoder.imagenet_weights(), categories, dict(encoder=encoder.LITE0_NAME), IMAGENET
+  else:
+    weights, record = loading.read_weights(checkpoint)
+    there, theirs, origin = record.categories, record.model, f'step {record.step} of {checkpoint}'
   fresh = sharding.on_this_host({'params': state.params, 'batch_stats': state.batch_stats})
-  merged, transfer = merge(jax.device_get(fresh), weights, categories, record.categories)
+  merged, transfer = merge(jax.device_get(fresh), weights, categories, there)
   if transfer.share < LEAST_SHARE:
-    differing = checkpoints.model_differences(record.model, model, apart_from=('num_classes',))
+    differing = checkpoints.model_differences(theirs, model, apart_from=('num_classes',))
     raise ValueError(
       f'init_from={checkpoint}: only {transfer.share:.0%} of the parameters of this network are in it, '
       f'{LEAST_SHARE:.0%} are needed; {"; ".join(differing) or "the settings of both networks agree"}. Give '
       '--config.model the sizes of that run, or another checkpoint'
     )
-  logging.info('weights of step %d of %s:\n%s', record.step, checkpoint, table(transfer))
+  logging.info('weights of %s:\n%s', origin, table(transfer))
 
   def placed(new: dict, old: dict) -> dict:
     # A copy each: on a CPU the device's array may be the NumPy array, and a step reuses the memory of its state.
