@@ -1,54 +1,12 @@
-"""Anyone's data in COCO format: a folder of images and a JSON per split; classes, names and sizes come from the data.
+"""The name that configs/photos.py had before its folders of any layout; `coco_json` is `photos:encoder=hourglass`."""
 
-  python -m triplet_det.main --config configs/coco_json.py --workdir runs/mine \\
-    --config.data.train.images=DIR --config.data.train.annotations=FILE \\
-    --config.data.eval.images=DIR --config.data.eval.annotations=FILE
-
-Variants: small (default; 0.7 M parameters, for a CPU), hg=52, hg=104 (511 pixels). The small one works at half the
-images' resolution; if your objects are small or your images are, say --config.image_scale=1. It has the network of the
-detector that comes with the package, so that --config.init_from=demo starts from what that one has learned.
-"""
-
+from absl import logging
 from ml_collections import ConfigDict
 
-from triplet_det.configs import triplet
-from triplet_det.data import augmentation
-from triplet_det.detection.settings import Settings
-from triplet_det.models.detector import VARIANTS
+from triplet_det.configs import photos
 
 
 def get_config(variant: str = 'small') -> ConfigDict:
-  if variant not in ('small', 'hg=52', 'hg=104'):
-    raise ValueError(f'unknown variant {variant!r}; possible: small, hg=52, hg=104')
-  config = triplet.get_config('hg=104' if variant == 'small' else variant)
-  config.data.root = ''  # a folder whose layout is found out by looking; or the images and the JSON of each split:
-  config.data.layout = 'auto'  # coco, yolo or voc, if the folder has several
-  config.data.train = dict(format='coco_json', images='', annotations='', split='train')
-  config.data.train.orientation = 'stored'  # upright: the boxes were drawn on photos turned by their EXIF orientation
-  config.data.eval = dict(config.data.train, split='validation', require_boxes=True)  # False: a set without annotations
-  config.augment.update(scales=augmentation.SCALES, train_on_crowd=False)
-  config.data.num_workers = 0
-
-  config.model.norm_running = 'all'
-  config.batch_size = 8
-  config.group_size = 0
-  config.min_overlap = 0.3
-  config.published_radius = False
-  config.total_steps = 3_000
-  config.average_decay = 0.998  # few images: without averages AP of one run goes up and down by 0.1 between evaluations
-  config.optimizer.update(base=1e-3, schedule='cosine', warmup_steps=200, reference_batch=8)
-  if variant == 'small':
-    config.image_scale = 0.5
-    config.input_size = 255
-    config.augment.border = 64
-    config.model.update({key: value for key, value in VARIANTS['tiny'].items() if key != 'num_classes'})
-    config.batch_size = config.optimizer.reference_batch = 4
-
-  config.log_every = 20
-  config.checkpoint_every = 500
-  config.eval_every = 500
-  config.test = triplet.overridable(Settings())
-  config.eval_batch_size = 4
-  config.result_decimals = -1
-  config.draw_threshold = 0.3
-  return config
+  now = 'encoder=hourglass' if variant == 'small' else variant
+  logging.log_first_n(logging.WARNING, 'coco_json is now photos:%s, and this name goes with the next version', 1, now)
+  return photos.get_config(now)

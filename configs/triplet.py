@@ -53,6 +53,7 @@ def get_config(variant: str = 'hg=104') -> ConfigDict:
   # Network: sizes and switches of Table 4; the number of classes comes from the data.
   config.model = dict(VARIANTS[f'hourglass-{chosen["hg"]}'])
   del config.model.num_classes
+  config.model.encoder = 'hourglass'  # the paper's; configs/photos.py has another
   config.model.update(center_branch=True, center_pooling=True, cascade_corner_pooling=True)
   config.model.update(dtype='float32', remat='none', norm_running='first')  # norm_running: published
 
@@ -73,7 +74,8 @@ def get_config(variant: str = 'hg=104') -> ConfigDict:
   )
 
   # Fine-tuning. Of a run with other classes the rows of those with equal names are taken over.
-  config.init_from = ''  # run folder or checkpoint whose weights a new run starts from; demo: those of the package
+  config.init_from = ''  # run folder or checkpoint whose weights a new run starts from; demo: those of the package;
+  # imagenet: those of an encoder (model.encoder) that knows photos
   config.freeze = ''  # parameters that are not trained: 'stem|hourglass_0', '.*/norm/', see optimizer.frozen_share;
   # the running statistics of frozen norms still follow the data
 

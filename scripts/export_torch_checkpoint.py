@@ -25,14 +25,13 @@ def main() -> None:
     unfinished = output_paths.unfinished(file)
     output_paths.make_folder('the folder of the file', file.parent)
     output_paths.check_apart([file, unfinished], checkpoints.folders_of(arguments.checkpoint))
-    import torch
-
     variables, record = checkpoints.load_weights(arguments.checkpoint)
+    arrays = torch_import.export_state_dict(variables, record.model)
+    import torch
   except ImportError:
     parser.error('writing PyTorch files needs torch: pip install -e .[torch]')
   except (FileNotFoundError, ValueError) as error:
     parser.error(str(error))
-  arrays = torch_import.export_state_dict(variables, record.model)
   torch.save({f'module.{key}': torch.from_numpy(array) for key, array in arrays.items()}, unfinished)
   unfinished.replace(file)
   print(f'{len(arrays)} arrays of step {record.step} -> {file}')

@@ -4,8 +4,8 @@
   python -m triplet_det.predict --checkpoint runs/centernet_104 --out boxes photo.jpg
   python -m triplet_det.main --config configs/triplet.py:hg=104 --workdir runs/centernet_104 --config.mode=eval ...
 
-Needs the extra `torch` (pip install -e .[torch]) to read the file; nothing in the file is executed. CenterNet-52, -104
-and CornerNet are told apart by their keys. `--annotations` gives the categories if they are not COCO's.
+Needs no PyTorch, and nothing in the file is executed. CenterNet-52, -104 and CornerNet are told apart by their keys.
+`--annotations` gives the categories if they are not COCO's.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import collections
 import dataclasses
 import hashlib
 import os
-import pickle
 import re
 import sys
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from triplet_det.categories import COCO, CategoryTable
 from triplet_det.data.layouts.coco_json import read_annotations
 from triplet_det.detection.settings import PUBLISHED_CENTERNET, PUBLISHED_CORNERNET
-from triplet_det.models import torch_import
+from triplet_det.models import torch_file, torch_import
 from triplet_det.run import checkpoints, output_paths
 
 
@@ -34,22 +33,14 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
   """The arrays of a .pkl or .pth file, old pickled or new zip format.
 
   Raises:
-    ValueError: it holds something else, or torch is not there.
+    ValueError: it holds something else; see `torch_file.read`.
   """
-  try:
-    import torch
-  except ImportError:
-    raise ValueError('reading PyTorch files needs torch: pip install -e .[torch]') from None
-  try:
-    # weights_only: tensors are rebuilt, and a pickle that wants anything else done is refused before it is done.
-    loaded = torch.load(path, map_location='cpu', weights_only=True)
-  except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-    reason = str(error).splitlines()[0].partition('. ')[0]  # what follows tells how to execute the file nevertheless
-    raise ValueError(f'refused, it is not a PyTorch file of weights alone ({reason}): give one') from None
+  loaded = torch_file.read(path)
   loaded = loaded.get('state_dict', loaded) if isinstance(loaded, dict) else loaded
-  if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
+  named = isinstance(loaded, dict) and all(isinstance(key, str) for key in loaded)
+  if not named or not all(isinstance(value, np.ndarray) for value in loaded.values()):
     raise ValueError(f'holds a {type(loaded).__name__}, not a state dict of tensors: save model.state_dict()')
-  return {key: tensor.numpy() for key, tensor in loaded.items()}
+  return loaded
 
 
 def checksum(path: Path, expected: str | None = None) -> str:

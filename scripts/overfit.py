@@ -2,8 +2,9 @@
 
   python scripts/overfit.py --images DIR --annotations FILE --out runs/overfit
 
-Takes the first 8 images (by id) with 3 to 15 objects, trains configs/coco_json.py on them without augmentation but
-flips and evaluates on the same images. An AP50 far below 1 points at the data: look at the pictures in the run folder.
+Takes the first 8 images (by id) with 3 to 15 objects, trains the small network of configs/photos.py on them without
+augmentation but flips and evaluates on the same images. An AP50 far below 1 points at the data: look at the pictures in
+the run folder.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+PAGE = 'configs/photos.py:encoder=hourglass'
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -58,7 +60,7 @@ def main() -> None:
   except (FileNotFoundError, ValueError) as error:
     parser.error(str(error))
   written.write_text(json.dumps(chosen))
-  command = [sys.executable, '-m', 'triplet_det.main', '--config=configs/coco_json.py', f'--workdir={written.parent}']
+  command = [sys.executable, '-m', 'triplet_det.main', f'--config={PAGE}', f'--workdir={written.parent}']
   for split in ('train', 'eval'):
     command.append(f'--config.data.{split}.images={Path(arguments.images).resolve()}')
     command.append(f'--config.data.{split}.annotations={written}')

@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from triplet_det.configs import ablation, coco_json, cornernet, shapes, triplet
+from triplet_det.configs import ablation, coco_json, cornernet, photos, shapes, triplet
 from triplet_det.detection.settings import (
   PUBLISHED_CENTERNET,
   PUBLISHED_CENTERNET_MULTI_SCALE,
@@ -130,6 +130,29 @@ def test_row_5_is_the_paper_s_detector():
   assert differing(ablation.get_config('row=5'), triplet.get_config('hg=52')) == {}
 
 
+@pytest.mark.parametrize('before, now', [('small', 'encoder=hourglass'), ('hg=52', 'hg=52')])
+def test_the_former_name_of_a_page(before, now, monkeypatch):
+  said = []
+  monkeypatch.setattr(coco_json.logging, 'log_first_n', lambda level, text, count, *words: said.append(text % words))
+  assert coco_json.get_config(before).to_json() == photos.get_config(now).to_json()
+  assert said == [f'coco_json is now photos:{now}, and this name goes with the next version']
+
+
+def test_the_networks_of_own_photos():
+  """The small one is that of the package's detector; the one with an encoder starts with what that has learnt."""
+  named = {variant: photos.get_config(variant) for variant in photos.NETWORKS}
+  assert photos.get_config().to_json() == named['encoder=efficientnet_lite0'].to_json()
+  assert {variant: (config.model.encoder, config.init_from) for variant, config in named.items()} == {
+    'encoder=efficientnet_lite0': ('efficientnet_lite0', 'imagenet'),
+    **dict.fromkeys(['encoder=hourglass', 'hg=52', 'hg=104'], ('hourglass', '')),
+  }
+  sizes = {variant: parameters(network(config)) for variant, config in named.items()}
+  assert (sizes['hg=52'], sizes['hg=104']) == (104_844_152, 210_062_960)
+  assert named['encoder=hourglass'].model == shapes.get_config().model
+  # 3,370,000 of the encoder: its 4,652,008 without the classifier's 1,281,000 + 409,600 + 2,560 behind the last map.
+  assert sizes['encoder=efficientnet_lite0'] > 0
+
+
 @pytest.mark.parametrize(
   'page, variant, told',
   [
@@ -138,7 +161,7 @@ def test_row_5_is_the_paper_s_detector():
     (ablation, 'row=6', r'row=5\|4\|3\|2\|1; small=0\|1'),
     (shapes, 'small=1', r"'small=1'; possible, separated by commas: scales=single\|multi$"),
     (cornernet, 'small=1,hg=104', 'small=1 has a small network of its own, leave hg out'),
-    (coco_json, 'medium', r"'medium'; possible: small, hg=52, hg=104"),
+    (photos, 'medium', r"'medium'; possible: encoder=efficientnet_lite0, encoder=hourglass, hg=52, hg=104$"),
   ],
 )
 def test_an_unknown_variant(page, variant, told):

@@ -39,7 +39,7 @@ SMALL = {
   **{'model.cascade_corner_pooling': False, 'group_size': 0, 'input_size': 31, 'image_scale': 1.0},
   **{'augment.border': 16, 'augment.max_objects': 8, 'colour_jitter': 0.2, 'lighting': 0.05, 'min_overlap': 0.3},
   **{'published_radius': False, 'optimizer.base': 1e-3, 'optimizer.schedule': 'cosine', 'optimizer.warmup_steps': 0},
-  **{'optimizer.reference_batch': 0, 'data.num_workers': 0},
+  **{'optimizer.reference_batch': 0, 'data.num_workers': 0, 'model.encoder': 'hourglass', 'init_from': ''},
   **{f'test.{quirk}': False for quirk in ('inclusive', 'stale_rows', 'nominal_scale', 'mirror_shift', 'cut_last_line')},
   **{'test.canvas_multiple': 128, 'test.top_k': 100, 'test.center_rule': 'best', 'test.outside_margin': 5.0},
   **{'test.max_detections': 10, 'test.embedding_threshold': 9.0},  # so that a network that knows nothing finds boxes
@@ -71,11 +71,7 @@ EXPORT = 'python -m triplet_det.export --checkpoint runs/shapes --out'
 TABLES = 'scripts/paper/tables.py'
 BENCHMARK = 'scripts/benchmark.py'
 AOT = 'scripts/aot_compile.py --config configs/triplet.py:hg=104 --topology v5e:2x4'
-MINE = (
-  f'{MAIN} coco_json --workdir runs/mine --config.data.train.images=TRAIN_IMAGES '
-  '--config.data.train.annotations=train.json --config.data.eval.images=VAL_IMAGES '
-  '--config.data.eval.annotations=val.json'
-)
+MINE = f'{MAIN} photos --workdir runs/mine --config.data.root=FOLDER'
 IMPORTED = {'runs/centernet_104': 'WORKDIR'}  # of a tiny run instead of from the authors
 BUCKET = {'gs://bucket/run': 'WORKDIR', 'gs://bucket/cornernet': 'WORKDIR'}
 SMALL_PAGE = {'configs/shapes.py': '{folder}/small.py'}
@@ -94,10 +90,11 @@ HERE = {
   f'{MINE} --config.mode=check_data': Typed(overrides()),
   MINE: Typed(overrides()),
   f'{PREDICT} --checkpoint runs/mine --out boxes PHOTO_OR_FOLDER...': Typed(),
-  f'{MAIN} configs/coco_json.py --workdir runs/mine --config.data.train.images=DIR '
-  '--config.data.train.annotations=FILE --config.data.eval.images=DIR --config.data.eval.annotations=FILE': Typed(
-    overrides()
-  ),
+  f'{MAIN} configs/photos.py --workdir runs/mine --config.data.root=FOLDER': Typed(overrides()),
+  f'{MAIN} photos --workdir runs/mine --config.data.train.images=TRAIN_IMAGES '
+  '--config.data.train.annotations=train.json --config.data.eval.images=VAL_IMAGES '
+  '--config.data.eval.annotations=val.json': Typed(overrides()),
+  'scripts/convert_data.py FOLDER OUT': Typed(),
   'scripts/overfit.py --images DIR --annotations FILE --out runs/overfit': Typed(
     ('--count', '4', '--steps', '2', *overrides())
   ),
@@ -150,7 +147,8 @@ BY_CI = [
 
 # What installs an extra, or packages -> the file that names these.
 INSTALLED = {
-  **dict.fromkeys(['pip install -q -e .', "pip install -e '.[torch]'", "pip install -e '.[tpu]'"], 'setup.py'),
+  **dict.fromkeys(['pip install -q -e .', "pip install -q -e '.[pretrained]'"], 'setup.py'),
+  **dict.fromkeys(["pip install -e '.[torch]'", "pip install -e '.[tpu]'"], 'setup.py'),
   'pip install pillow-heif': 'triplet_det/data/image_files.py',
   'pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt': 'scripts/aot_compile.py',
 }
@@ -211,7 +209,7 @@ BY_TEST = {
     'scripts/export_torch_checkpoint.py runs/mine CenterNet-104_480000.pkl',
   ],
   'tests/scripts/test_tables.py::test_a_config_of_the_user_s_own': [
-    f'{TABLES} table4 --runs runs/mine --config configs/coco_json.py --config.data...',
+    f'{TABLES} table4 --runs runs/mine --config configs/photos.py --config.data...',
   ],
   'tests/scripts/test_tables.py::test_given_checkpoints_are_tested_only': [
     f'{TABLES} table5 --runs runs/coco --full --rows centernet-104 --checkpoint centernet-104=IMPORTED',
@@ -260,6 +258,7 @@ def folder(tmp_path_factory):
     'FILE': coco.annotations(),
     'VAL_IMAGES': coco.images('val2017'),
     'val.json': coco.annotations('val2017'),
+    'FOLDER': coco.root,
   }.items():
     (folder / name).symlink_to(target)
   (folder / 'photos').mkdir()
@@ -446,12 +445,19 @@ def test_an_option_that_is_mentioned(helps, span):
   for option in options(shlex.split(span)):
     assert re.search(rf'{option}\b', everything), f'nothing has {option}'
   changes = [word for word in shlex.split(span) if word.startswith('--config.') and '=' in word]
-  table_runs.load_config('triplet', *changes)
+  for change in changes:
+    page = 'triplet' if has('triplet', change[len('--config.') :].partition('=')[0]) else 'photos'
+    table_runs.load_config(page, change)
   for page in re.findall(r'--config ([a-z_]+(?::\S+)?)$', span):
     table_runs.load_config(page)
   for name in re.findall(r'--config\.([\w.]+)$', span):
-    pages = [table_runs.load_config(page).to_dict() for page in ('triplet', 'coco_json')]
-    assert any(functools.reduce(lambda tree, key: tree.get(key, {}), name.split('.'), page) != {} for page in pages)
+    assert has('triplet', name) or has('photos', name)
+
+
+def has(page: str, name: str) -> bool:
+  """Whether a page has a value, or values, of this name: 'data.root'."""
+  values = table_runs.load_config(page).to_dict()
+  return functools.reduce(lambda tree, key: tree.get(key, {}), name.split('.'), values) != {}
 
 
 def test_files_and_configs_that_are_mentioned():

@@ -16,11 +16,11 @@ import jax
 import numpy as np
 import pytest
 
-from tests import foreign_export, forks
+from tests import foreign_export, forks, torch_files
 from tests.tiny_coco import CATEGORIES, write_tiny_coco
 from triplet_det import train
 from triplet_det.categories import COCO, CategoryTable
-from triplet_det.configs import coco_json
+from triplet_det.configs import photos
 from triplet_det.detection.settings import Settings
 from triplet_det.devices import sharding
 from triplet_det.pictures import drawing
@@ -56,7 +56,7 @@ class Mistake:
   raised: str = ''
 
 
-def main(*words, config='configs/coco_json.py', **told):
+def main(*words, config='configs/photos.py:encoder=hourglass', **told):
   start = ['-m', 'triplet_det.main', '--compilation_cache={cache}', '--workdir={tmp}/run']
   return Mistake((*start, *([f'--config={config}'] if config else []), *words), **told)
 
@@ -99,13 +99,13 @@ PATHS = {
   'a config that is not there': main(
     config='configs/shaeps.py',
     given="No such file or directory: 'configs/shaeps.py'",
-    possible='possible: configs/ablation.py, configs/coco_json.py',
+    possible='possible: configs/ablation.py, configs/coco_json.py, configs/cornernet.py, configs/photos.py',
     do='configs/shapes.py',
   ),
   'a page that is not there': main(
     config='shaeps',
     given="no config page 'shaeps'; did you mean 'shapes'?",
-    possible='ablation, coco_json',
+    possible='ablation, coco_json, cornernet, photos',
     do='mine.py',
   ),
   'a variant that is none': main(
@@ -403,6 +403,93 @@ FOLDERS = {
     given='{tmp}/ranged/a.txt, line 1: class 7',
     possible='but there are 1 classes, 0 to 0',
     do='correct it, or name the class',
+  ),
+  'images and no labels': mine(
+    '--config.data.root={tmp}/unlabelled',
+    given='{tmp}/unlabelled: none of the 2 images has a label file',
+    possible='labels/',
+    do='they belong into labels/',
+  ),
+  # What may be meant is no error, but it is said.
+  'an image without a label file': mine(
+    *('--config.data.root={tmp}/one_unlabelled', '--config.mode=check_data'),
+    code=0,
+    given='{tmp}/one_unlabelled: YOLO, train 2 images, validation 1 images; 1 classes: cat',
+    possible='1 images without a label file',
+    do='kept as images without objects',
+  ),
+  'an XML whose size is 0': mine(
+    *('--config.data.root={tmp}/no_size', '--config.mode=check_data'),
+    code=0,
+    given='{tmp}/no_size: VOC, train 1 images, validation 1 images; 1 classes: cat',
+    possible='1 XML files have no size',
+    do='that of the image is taken, such as train/a.xml',
+  ),
+  'a box of pixels for YOLO': mine(
+    '--config.data.root={tmp}/pixels',
+    given="{tmp}/pixels/a.txt, line 1: '0 20 15 9 9' has values far outside 0 to 1",
+    possible='0 to 1',
+    do='they are fractions of width and height',
+  ),
+  'two layouts in a folder': mine(
+    '--config.data.root={tmp}/two_layouts',
+    given='{tmp}/two_layouts has the labels of several layouts: a.txt (yolo) and a.xml (voc)',
+    possible='yolo|voc',
+    do='Say which with data.layout=yolo|voc',
+  ),
+  'a layout that is not there': mine(
+    *('--config.data.root={tmp}/two_layouts', '--config.data.layout=coco'),
+    given='data.layout=coco, but {tmp}/two_layouts has the labels of',
+    possible='a.txt (yolo) and a.xml (voc)',
+    do='Say which with data.layout=yolo|voc',
+  ),
+  'a layout that is none': mine(
+    *('--config.data.root={tmp}/two_layouts', '--config.data.layout=kitti'),
+    given="data.layout is 'kitti'",
+    possible='possible: auto, coco, yolo, voc',
+    do='possible: auto, coco, yolo, voc',
+  ),
+  'an XML of another size': mine(
+    '--config.data.root={tmp}/other_size',
+    given='{tmp}/other_size/a.xml: size is 400 x 300',
+    possible='but {tmp}/other_size/a.png has 40 x 30 pixels',
+    do='correct the size, or give the image that the boxes were drawn on',
+  ),
+  'an XML without coordinates': mine(
+    '--config.data.root={tmp}/no_numbers',
+    given='{tmp}/no_numbers/a.xml: bndbox/xmin must be a number, got None',
+    possible='must be a number',
+    do='bndbox/xmin',
+  ),
+  'two JSONs of a split': mine(
+    '--config.data.root={tmp}/two_jsons',
+    given='{tmp}/two_jsons: 2 JSONs of the split train: train.json, train_old.json',
+    possible='train.json, train_old.json',
+    do='keep one of them',
+  ),
+  'images that are not beside their JSON': mine(
+    '--config.data.root={tmp}/no_images',
+    given='{tmp}/no_images/train.json: its images are in no folder of {tmp}/no_images: of 3 that were looked for',
+    possible='has the most, 0, and not 000000000100.jpg',
+    do='put all images of a JSON into one folder',
+  ),
+  'a split that is not there': mine(
+    *('--config.data.root={coco}', '--config.data.eval.split=test', '--config.mode=eval'),
+    given="data.eval.split is 'test'",
+    possible='{coco} has train, validation',
+    do='give one of them',
+  ),
+  'no folder at the root': mine(
+    '--config.data.root={tmp}/nowhere',
+    given='no folder at data.root={tmp}/nowhere',
+    possible='your images and labels',
+    do='give the one with your images and labels',
+  ),
+  'a run folder in the data': mine(
+    *('--config.data.root={tmp}/ranged', '--workdir={tmp}/ranged/run'),
+    given='--workdir={tmp}/ranged/run lies in data.root={tmp}/ranged',
+    possible='which is only read',
+    do='give another place',
   ),
 }
 
@@ -903,6 +990,72 @@ SCRIPTS = {
   ),
 }
 
+CONVERTED = {
+  'data converted into themselves': script(
+    'convert_data',
+    *('{tmp}/ranged', '{tmp}/ranged/json'),
+    given='{tmp}/ranged/json lies in {tmp}/ranged',
+    possible='which is only read',
+    do='give another place',
+  ),
+  'data converted over a file': script(
+    'convert_data',
+    *('{coco}', '{tmp}/two_jsons'),
+    given='{tmp}/two_jsons/train.json is there already',
+    possible='nothing is written over',
+    do='give another folder',
+  ),
+}
+
+TORCH = {
+  'a network that the authors have not': script(
+    'export_torch_checkpoint',
+    *('{tmp}/encoder', '{tmp}/encoder.pkl'),
+    given='this network has the encoder efficientnet_lite0',
+    possible="the authors' code has hourglasses alone",
+    do='give another',
+  ),
+  'the weights of ImageNet for an hourglass': mine(
+    '--config.init_from=imagenet',
+    given='init_from=imagenet: only 0% of the parameters of this network are in it, 50% are needed',
+    possible='encoder: efficientnet_lite0 there, hourglass here',
+    do='Give --config.model the sizes of that run, or another checkpoint',
+  ),
+  'levels that the encoder has not': mine(
+    '--config.model.encoder=efficientnet_lite0',
+    given='1 stacks, dims (8, 8)',
+    possible='model.encoder=efficientnet_lite0 needs stacks 1 and 4 dims',
+    do='for strides 4 to 32',
+  ),
+  'an encoder that is none': mine(
+    '--config.model.encoder=resnet',
+    given="model.encoder is 'resnet'",
+    possible='possible: hourglass, efficientnet_lite0',
+    do='possible: hourglass',
+  ),
+  'a pickle that acts for weights': script(
+    'import_torch_checkpoint',
+    *('{tmp}/acts.pkl', '{tmp}/imported'),
+    given='{tmp}/acts.pkl: refused',
+    possible='it is not a PyTorch file of weights alone (it asks for posix.mkdir)',
+    do='give one',
+  ),
+  'weights that are cut short': script(
+    'import_torch_checkpoint',
+    *('{tmp}/short.pth', '{tmp}/imported'),
+    given='{tmp}/short.pth: refused',
+    possible='cut short: storage 0 needs 1000 numbers, 800 are left',
+    do='give one',
+  ),
+  'a tensor for a state dict': script(
+    'import_torch_checkpoint',
+    *('{tmp}/tensor.pth', '{tmp}/imported'),
+    given='{tmp}/tensor.pth: holds a ndarray',
+    possible='not a state dict of tensors',
+    do='save model.state_dict()',
+  ),
+}
+
 FLIPPED = {
   'a flipped bit in a record': predict(
     '--checkpoint={tmp}/flipped',
@@ -983,6 +1136,8 @@ MISTAKES = (
   | VERSIONS
   | STRANGERS
   | SCRIPTS
+  | CONVERTED
+  | TORCH
   | FLIPPED
   | FILES
   | IN_USE
@@ -1004,7 +1159,7 @@ def write_run(folder: Path, state, *, model=None, categories=None, test=None) ->
 
 def write_runs(folder: Path, overrides: dict) -> None:
   """Run folders that do not fit the command `mine`, and one that does."""
-  config = coco_json.get_config()
+  config = photos.get_config('encoder=hourglass')
   config.update_from_flattened_dict(overrides)
   built = train.build_step(config, sharding.make_mesh(), len(CATEGORIES))
   zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), built.state)
@@ -1017,6 +1172,7 @@ def write_runs(folder: Path, overrides: dict) -> None:
   write_run(folder / 'other_optimizer', whole | {'opt_state': {'momentum': np.zeros(2)}}, model=built.model)
   write_run(folder / 'averages', little | {'average': little}, model=built.model)
   write_run(folder / 'other_sizes', little, model=built.model | {'dims': (8, 16)})
+  write_run(folder / 'encoder', little, model=built.model | {'encoder': 'efficientnet_lite0', 'dims': (8,) * 4})
   write_run(folder / 'other_classes', little, model=built.model | {'num_classes': 80}, categories=COCO)
   for name in ('broken', 'newer_record', 'flipped'):
     write_run(folder / name, little)
@@ -1030,6 +1186,38 @@ def write_runs(folder: Path, overrides: dict) -> None:
   metrics = folder / 'old_metrics/eval/step_000004/metrics.json'
   metrics.parent.mkdir(parents=True)
   metrics.write_text('{"metrics": {"AP": 0.5}}')
+
+
+def write_layouts(folder: Path, coco: dict) -> None:
+  """Folders of label tools with something wrong in them: an image a.png of 40 x 30 pixels, or none."""
+
+  def xml(size: str, box: str) -> str:
+    return f'<annotation>{size}<object><name>cat</name><bndbox>{box}</bndbox></object></annotation>'
+
+  box = '<xmin>3</xmin><ymin>3</ymin><xmax>9</xmax><ymax>9</ymax>'
+  size = '<size><width>{}</width><height>{}</height></size>'
+  image, line = (folder / 'pngs/a.png').read_bytes(), '0 0.5 0.5 0.2 0.2\n'
+  for name, files in {
+    'one_unlabelled': {
+      **{f'{split}/{name}.png': image for split, name in (('train', 'b'), ('train', 'c'), ('valid', 'd'))},
+      **{'train/b.txt': line, 'valid/d.txt': line, 'classes.txt': 'cat\n'},
+    },
+    'no_size': {
+      **{'train/a.png': image, 'train/a.xml': xml(size.format(0, 0), box)},
+      **{'valid/d.png': image, 'valid/d.xml': xml(size.format(40, 30), box)},
+    },
+    'unlabelled': {'data.yaml': 'names: [cat]\n', 'b.png': image},
+    'pixels': {'a.txt': '0 20 15 9 9\n', 'classes.txt': 'cat\n'},
+    'two_layouts': {'a.txt': '0 0.5 0.5 0.1 0.1\n', 'classes.txt': 'cat\n', 'a.xml': xml('', box)},
+    'other_size': {'a.xml': xml(size.format(400, 300), box)},
+    'no_numbers': {'a.xml': xml('', '')},
+    'two_jsons': {'train.json': json.dumps(coco), 'train_old.json': json.dumps(coco)},
+    'no_images': {'train.json': json.dumps(coco)},
+  }.items():
+    shutil.copytree(folder / 'pngs', folder / name)
+    for file, text in files.items():
+      (folder / name / file).parent.mkdir(exist_ok=True)
+      (folder / name / file).write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
 def write_files(folder: Path) -> dict[str, Path]:
@@ -1076,6 +1264,11 @@ def write_files(folder: Path) -> dict[str, Path]:
     shutil.copytree(folder / 'pngs', folder / name)
     (folder / name / 'a.txt').write_text('7 0.5 0.5 0.1 0.1\n')
   (folder / 'ranged' / 'classes.txt').write_text('cat\n')
+  write_layouts(folder, content)
+  torch_files.write(folder / 'tensor.pth', np.zeros(1000, np.float32), zipped=True)
+  short = torch_files.write(folder / 'short.pth', {'a': np.zeros(1000, np.float32)}, zipped=False)
+  short.write_bytes(short.read_bytes()[:-800])
+  (folder / 'acts.pkl').write_bytes(b'cposix\nmkdir\n(V' + str(folder / 'broken_into').encode() + b'\ntR.')
   for name in ('file', 'net.pkl', 'text.zip'):
     (folder / name).write_text('x')
   for name, entry, text in (
@@ -1137,7 +1330,8 @@ def test_a_mistake(ended, places, name):
 
 
 def test_nothing_was_written(ended, places):
-  assert {path.name for path in places['tmp'].iterdir()} & {'demo.zip', 'runs', 'nowhere', 'overfit'} == set()
+  never = {'demo.zip', 'runs', 'nowhere', 'overfit', 'imported', 'broken_into', 'encoder.pkl'}
+  assert {path.name for path in places['tmp'].iterdir()} & never == set()
   assert not (forks.ROOT / 'gs:').exists()
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from tests import tiny_run
 from triplet_det import evaluate, main, report, train
-from triplet_det.configs import coco_json
+from triplet_det.configs import photos
 from triplet_det.data import shapes_dataset
 from triplet_det.detection import trained_network
 from triplet_det.models import layers
@@ -221,7 +221,7 @@ def test_the_embedded_data_set_end_to_end(tmp_path):
 @pytest.fixture
 def config(data):
   """The configuration of the tiny run, for runs inside this process."""
-  config = coco_json.get_config()
+  config = photos.get_config('encoder=hourglass')
   config.update_from_flattened_dict({**tiny_run.OVERRIDES, **data, 'mode': 'train'})
   return config
 

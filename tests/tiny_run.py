@@ -13,6 +13,7 @@ from tests.tiny_coco import write_tiny_coco
 ROOT = Path(__file__).parent.parent
 STEPS = 10
 
+PAGE = 'configs/photos.py:encoder=hourglass'
 OVERRIDES = {
   'total_steps': STEPS,
   'log_every': 1,
@@ -38,7 +39,7 @@ OVERRIDES = {
 
 
 def coco_data(root: Path) -> dict[str, str]:
-  """Writes a tiny COCO download below `root`; returns the overrides of configs/coco_json.py that name it."""
+  """Writes a tiny COCO download below `root`; returns the overrides of configs/photos.py that name it."""
   coco = write_tiny_coco(root, train=6, val=3)
   return {
     f'data.{split}.{key}': str(path)
@@ -59,14 +60,14 @@ def environment(**changes: str) -> dict[str, str]:
   return {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu', **changes}
 
 
-def start(workdir: Path, overrides: dict, config: str = 'configs/coco_json.py', **changes: str) -> subprocess.Popen:
+def start(workdir: Path, overrides: dict, config: str = PAGE, **changes: str) -> subprocess.Popen:
   """The run in the background; all it says goes to `<workdir>.txt`. `changes` are of the environment."""
   with open(said(workdir), 'w') as output:
     arguments = command(workdir, config, overrides)
     return subprocess.Popen(arguments, cwd=ROOT, env=environment(**changes), stdout=output, stderr=subprocess.STDOUT)
 
 
-def run(workdir: Path, overrides: dict, config: str = 'configs/coco_json.py', **changes: str) -> tuple[int, str]:
+def run(workdir: Path, overrides: dict, config: str = PAGE, **changes: str) -> tuple[int, str]:
   """The run from start to end: exit code, and all it said."""
   code = start(workdir, overrides, config, **changes).wait(timeout=300)
   return code, said(workdir).read_text()

@@ -175,7 +175,7 @@ def place_data(config: ConfigDict, workdir: epath.Path) -> None:
     raise ValueError(f'--workdir={workdir} lies in data.root={root}, which is only read: give another place')
   data = data_folder.read(root, config.data.layout)
   if (split := config.data.eval.split) not in data.splits:
-    raise ValueError(f'data.eval.split is {split!r}, {root} has {", ".join(data.splits)}')
+    raise ValueError(f'data.eval.split is {split!r}, {root} has {", ".join(data.splits)}: give one of them')
   if jax.process_index() == 0:
     logging.info('%s', data)
     for name, part in data.splits.items():

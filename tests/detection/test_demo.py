@@ -11,7 +11,7 @@ import pytest
 import triplet_det
 from scripts import make_demo_weights
 from triplet_det.categories import CategoryTable
-from triplet_det.configs import coco_json
+from triplet_det.configs import photos
 from triplet_det.configs import shapes as shapes_config
 from triplet_det.data import pipeline, shapes_dataset
 from triplet_det.detection import demo
@@ -80,10 +80,10 @@ def test_float16_of_kernels_alone(tmp_path):
 
 
 def test_training_on_own_data_can_start_from_it():
-  """The network of configs/coco_json.py has its sizes: all comes along but the heatmaps' rows of other classes."""
+  """The small network of configs/photos.py has its sizes: all comes along but the heatmaps' rows of other classes."""
   theirs, record = demo.load_weights()
   mine = CategoryTable(ids=(1, 2, 5), names=('cell', record.categories.names[3], 'platelet'))
-  model = {**coco_json.get_config().model, 'num_classes': len(mine)}
+  model = {**photos.get_config('encoder=hourglass').model, 'num_classes': len(mine)}
   shapes_of = jax.eval_shape(detector.build(model).init, jax.random.key(0), np.zeros((1, 127, 127, 3), np.float32))
   ours = jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), shapes_of)
   merged, transfer = finetune.merge(ours, theirs, mine, record.categories)

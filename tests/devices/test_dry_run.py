@@ -17,7 +17,7 @@ from flax import linen as nn
 from scripts import aot_compile
 from tests import tiny_run
 from triplet_det import dry_run, main, train
-from triplet_det.configs import coco_json
+from triplet_det.configs import photos
 from triplet_det.data import pipeline
 from triplet_det.devices import compiled_program, roofline, sharding
 from triplet_det.devices.collectives import Collective, collectives
@@ -225,7 +225,7 @@ def test_a_program_that_the_chip_has_no_memory_for():
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
   """The tiny run's."""
-  config = coco_json.get_config()
+  config = photos.get_config('encoder=hourglass')
   data = tiny_run.coco_data(tmp_path_factory.mktemp('data') / 'coco')
   config.update_from_flattened_dict({**tiny_run.OVERRIDES, **data, 'dry_run': True})
   return config

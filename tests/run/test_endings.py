@@ -97,7 +97,7 @@ def ended(tmp_path_factory):
     if 'active_children' in accident:
       own['data.num_workers'] = 1
     code = RUN.format(at=AT, accident=accident, before=BEFORE.get(name, ''))
-    typed = tiny_run.command(folder / name, 'configs/coco_json.py', own)
+    typed = tiny_run.command(folder / name, tiny_run.PAGE, own)
     commands.append(forks.Command(('-c', code, *typed[3:])))
   return {name: (folder / name, end) for name, end in zip(ACCIDENTS, forks.run(commands, folder))}
 

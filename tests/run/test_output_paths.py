@@ -10,7 +10,7 @@ from etils import epath
 
 from tests.tiny_coco import write_tiny_coco
 from triplet_det import export, main
-from triplet_det.configs import coco_json
+from triplet_det.configs import photos
 from triplet_det.run import checkpoints, output_paths
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,7 +124,7 @@ def test_a_run_is_not_written_over_its_data(tmp_path, monkeypatch, images, annot
   (tmp_path / 'run').mkdir()
   (tmp_path / there).write_text('mine')
   (tmp_path / 'link.json').symlink_to(tmp_path / 'run' / 'config.json')
-  config = coco_json.get_config()
+  config = photos.get_config('encoder=hourglass')
   for split in (config.data.train, config.data.eval):
     split.images = images if images.startswith('~') else str(tmp_path / images)
     split.annotations = str(tmp_path / annotations)

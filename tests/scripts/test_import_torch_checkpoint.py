@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 
 import triplet_det
+from tests import torch_files
 from tests.golden_state import NETWORKS, read, state_dict
 from triplet_det.detection import trained_network
 from triplet_det.detection.settings import PUBLISHED_CENTERNET, PUBLISHED_CORNERNET
 from triplet_det.models import detector, torch_import
 from triplet_det.run import checkpoints
-
-torch = pytest.importorskip('torch', reason='PyTorch files can be read and written with torch alone (extra `torch`)')
 
 ROOT = Path(__file__).resolve().parents[2]
 CATEGORIES = dict(
@@ -50,8 +49,8 @@ def annotations(tmp_path):
 def test_there_and_back(released, annotations, tmp_path, zipped):
   name, weights, config = released
   given = tmp_path / f'{name}_480000.pkl'
-  tensors = {f'module.{key}': torch.from_numpy(np.array(value)) for key, value in weights.items()}
-  torch.save(tensors, given, _use_new_zipfile_serialization=zipped)
+  arrays = {f'module.{key}': np.array(value) for key, value in weights.items()}
+  torch_files.write(given, arrays, zipped=zipped)
 
   digest = hashlib.sha256(given.read_bytes()).hexdigest()
   refused = run('import_torch_checkpoint', given, tmp_path / 'run', '--sha256', '0' * 64)
@@ -75,18 +74,19 @@ def test_there_and_back(released, annotations, tmp_path, zipped):
   assert record.test['stale_rows'] and record.test['top_k'] == (70 if name == 'centernet' else 100)
 
   back = tmp_path / 'back.pth'
+  torch = pytest.importorskip('torch', reason='the way back needs the extra `torch`')
   done = run('export_torch_checkpoint', tmp_path / 'run', back)
   assert done.returncode == 0, done.stderr
   returned = torch.load(back, weights_only=True)
-  kept = {key for key in tensors if not key.endswith('num_batches_tracked')}
+  kept = {key for key in arrays if not key.endswith('num_batches_tracked')}
   assert returned.keys() == kept
   for key in kept:
-    assert torch.equal(returned[key], tensors[key]), key
+    np.testing.assert_array_equal(returned[key].numpy(), arrays[key], err_msg=key)
 
 
 def test_an_imported_checkpoint_detects(released, annotations, tmp_path):
   _, weights, config = released
-  torch.save({key: torch.from_numpy(np.array(value)) for key, value in weights.items()}, tmp_path / 'weights.pth')
+  torch_files.write(tmp_path / 'weights.pth', {key: np.array(value) for key, value in weights.items()}, zipped=True)
   done = run('import_torch_checkpoint', tmp_path / 'weights.pth', tmp_path / 'run', '--annotations', annotations)
   assert done.returncode == 0, done.stderr
   image = np.random.default_rng(0).integers(0, 256, (100, 120, 3), np.uint8)
@@ -114,7 +114,7 @@ def test_a_pickle_that_acts_is_refused_and_does_not_act(tmp_path, zipped):
   if zipped is None:
     given.write_bytes(pickle.dumps({'pre.0.conv.weight': Malicious(target)}))
   else:
-    torch.save({'pre.0.conv.weight': Malicious(target)}, given, _use_new_zipfile_serialization=zipped)
+    torch_files.write(given, {'pre.0.conv.weight': Malicious(target)}, zipped=zipped)
   done = run('import_torch_checkpoint', given, tmp_path / 'run')
   assert done.returncode != 0 and 'refused' in done.stderr and 'Traceback' not in done.stderr
   assert not target.exists() and not (tmp_path / 'run').exists()
@@ -123,8 +123,8 @@ def test_a_pickle_that_acts_is_refused_and_does_not_act(tmp_path, zipped):
 def test_files_that_do_not_fit_are_named(released, tmp_path):
   _, weights, _ = released
   given = tmp_path / 'half.pth'
-  some = {key: torch.from_numpy(np.array(value)) for key, value in weights.items() if not key.startswith('tl_tags.1')}
-  torch.save(some, given)
+  some = {key: np.array(value) for key, value in weights.items() if not key.startswith('tl_tags.1')}
+  torch_files.write(given, some, zipped=False)
   for arguments, message in (
     ((tmp_path / 'none.pkl', tmp_path / 'run'), 'no file'),
     ((given, tmp_path / 'run'), 'tl_tags.1.1.weight'),

@@ -369,19 +369,19 @@ def test_the_paper_s_networks(tmp_path, commands, refused):
 
 
 def test_a_config_of_the_user_s_own(tmp_path, commands, refused):
-  own = ['--config', 'configs/coco_json.py:hg=52', '--config.data.train.images=here']
+  own = ['--config', 'configs/photos.py:hg=52', '--config.data.train.images=here']
   refused('table4', '--runs', tmp_path, '--rows', 3, '--seeds', 0, *own)
   switches = ['center_branch=True', 'center_pooling=False', 'cascade_corner_pooling=False']
   assert arguments_of(commands.pop()) == [
-    '--config=configs/coco_json.py:hg=52',
+    '--config=configs/photos.py:hg=52',
     f'--workdir={tmp_path}/row_3_seed_0',
     '--config.seed=0',
     *(f'--config.model.{switch}' for switch in switches),
     '--config.data.train.images=here',
   ]
-  refused('table4', '--runs', tmp_path, '--rows', 3, '--seeds', 0, '--config', 'coco_json:hg=52')
-  assert arguments_of(commands.pop())[0] == '--config=coco_json:hg=52'
-  assert table_runs.load_config('coco_json:hg=52').model.to_dict() == table_runs.load_config(own[1]).model.to_dict()
+  refused('table4', '--runs', tmp_path, '--rows', 3, '--seeds', 0, '--config', 'photos:hg=52')
+  assert arguments_of(commands.pop())[0] == '--config=photos:hg=52'
+  assert table_runs.load_config('photos:hg=52').model.to_dict() == table_runs.load_config(own[1]).model.to_dict()
 
 
 RUNS = ('--runs', '{tmp}')

@@ -14,7 +14,7 @@ import pytest
 from tests import tiny_run
 from triplet_det import train
 from triplet_det.categories import CategoryTable
-from triplet_det.configs import coco_json
+from triplet_det.configs import photos
 from triplet_det.models import detector
 from triplet_det.run import checkpoints
 from triplet_det.training import finetune, optimizer
@@ -198,7 +198,7 @@ def runs(tmp_path_factory):
   """A checkpoint of the tiny network; a run with other classes that started from it with frozen parts; what it said."""
   folder = tmp_path_factory.mktemp('runs')
   overrides = tiny_run.OVERRIDES | tiny_run.coco_data(folder / 'coco') | {'mode': 'train', 'total_steps': 2}
-  config = coco_json.get_config()
+  config = photos.get_config('encoder=hourglass')
   config.update_from_flattened_dict(overrides)
   module = detector.build(dict(config.model, num_classes=len(THERE)))
   shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 31, 31, 3)))
@@ -247,7 +247,7 @@ def test_through_main(runs):
 
 def test_a_run_that_continues_ignores_init_from(runs, caplog):
   folder, _, overrides, _ = runs
-  config = coco_json.get_config()
+  config = photos.get_config('encoder=hourglass')
   config.update_from_flattened_dict(overrides | {'freeze': 'stem'})
   with caplog.at_level(logging.INFO, logger='absl'):
     assert train.train(config, folder / 'second') == {}

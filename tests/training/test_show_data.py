@@ -12,7 +12,7 @@ import pytest
 from tests import tiny_run
 from tests.tiny_coco import write_tiny_coco
 from triplet_det import main, train
-from triplet_det.configs import coco_json
+from triplet_det.configs import photos
 from triplet_det.data import pipeline
 from triplet_det.pictures import drawing
 from triplet_det.training import colour_augmentation, show_data
@@ -129,7 +129,7 @@ def test_data_without_boxes(tmp_path):
 def test_modes_check_data_and_show_data(tmp_path, capfd):
   """Through `main.run`, which is what the command calls."""
   overrides = tiny_run.OVERRIDES | tiny_run.coco_data(tmp_path / 'coco')
-  config = coco_json.get_config()
+  config = photos.get_config('encoder=hourglass')
   config.update_from_flattened_dict(overrides | {'mode': 'show_data'})
   workdir = tmp_path / 'run'
   main.run(config, workdir)
@@ -157,7 +157,7 @@ def test_data_that_nothing_can_be_learnt_from_stop_the_training(tmp_path, caplog
   truth = json.loads(path.read_text())
   boxes = len(truth['annotations'])
   path.write_text(json.dumps(truth | {'annotations': [row | {'iscrowd': 1} for row in truth['annotations']]}))
-  config = coco_json.get_config()
+  config = photos.get_config('encoder=hourglass')
   config.update_from_flattened_dict(overrides)
   sources = [pipeline.open_source(**config.data[split]) for split in ('train', 'eval')]
   with caplog.at_level(logging.INFO, logger='absl'):

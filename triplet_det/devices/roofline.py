@@ -69,7 +69,7 @@ def network_flops(apply_fn: Callable, *arguments: Any, train: bool) -> int:
 
   Products with the zeros of the padding are left out, as in XLA's count. The backward pass costs the forward pass once
   for the inputs' gradient and once for the kernels'; only the images need no gradient. What rematerialisation
-  computes again is not in it, neither are norms, pools and losses.
+  computes again is not in it, neither are norms, pools, losses and depthwise convolutions (sums of shifted products).
 
   Args:
     apply_fn: the network's forward pass; its first convolution must be the one that reads the images.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from triplet_det.models.encoder import LITE0_NAME, TAPS, Ascent, EfficientNetLite0
+from triplet_det.models.encoder import LITE0_NAME, TAPS, Ascent, EfficientNetLite0, InvertedResidual
 from triplet_det.models.heads import Branch
 from triplet_det.models.hourglass import Hourglass, Stem
 from triplet_det.models.layers import ConvBlock, Numerics, Residual
@@ -115,11 +115,13 @@ class Detector(nn.Module):
     c.check_side('image height', images.shape[1])
     c.check_side('image width', images.shape[2])
     numerics = Numerics(jnp.dtype(c.dtype), c.norm_group, c.norm_running, self.norm_folded)
-    residual = nn.remat(Residual, static_argnums=(2,)) if c.remat == 'blocks' else Residual
+    residual, inverted = (
+      nn.remat(block, static_argnums=(2,)) if c.remat == 'blocks' else block for block in (Residual, InvertedResidual)
+    )
 
     if c.encoder == LITE0_NAME:
-      x = EfficientNetLite0(numerics, name='encoder')(images, train)
-      x = Ascent(c.dims, c.blocks, numerics, name='ascent')(x, train)
+      x = EfficientNetLite0(numerics, inverted, name='encoder')(images, train)
+      x = Ascent(c.dims, c.blocks, numerics, residual, name='ascent')(x, train)
       feature = ConvBlock(c.head_width, 3, numerics, name='feature_0')(x, train)
       return [self._branches(feature, 0, numerics, train)]
 

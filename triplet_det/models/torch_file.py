@@ -1,7 +1,7 @@
 """PyTorch's weight files without PyTorch: a pickle of which nothing is executed but the rebuilding of arrays.
 
 Two formats: a zip of a pickle and a file per storage (since PyTorch 1.6), and before that several pickles and then all
-storages in one file.
+storages in one file. A stranger's file can be anything: what is read of it takes memory in proportion to its bytes.
 """
 
 import collections
@@ -13,12 +13,13 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001  # of the old format
+_MOST_SIDES = 16
 _DTYPES = {
   'DoubleStorage': np.float64,
   'FloatStorage': np.float32,
@@ -34,22 +35,22 @@ _DTYPES = {
 
 
 def read(path: Path) -> Any:
-  """What `torch.save` wrote, tensors as arrays; of containers there can be dicts, lists and tuples.
+  """What `torch.save` wrote, tensors as read-only arrays; of containers there can be dicts, lists and tuples.
 
   Raises:
-    ValueError: it is no such file, is cut short, or its pickle asks for anything else than tensors; says for what.
+    OSError: the file cannot be read.
+    ValueError: it is no such file, is cut short, claims more numbers than it has, or its pickle asks for anything else
+      than tensors; says for what.
   """
+  content = path.read_bytes()
   try:
-    with path.open('rb') as file:
-      if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-          return _read_zip(archive)
-      file.seek(0)
-      return _read_old(file)
+    if content.startswith(b'PK'):
+      with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return _read_zip(archive, len(content))
+    return _read_old(content)
   except (pickle.UnpicklingError, zipfile.BadZipFile) as error:
     raise ValueError(f'refused, it is not a PyTorch file of weights alone ({error}): give one') from None
-  # A damaged pickle can raise almost anything from inside the reader.
-  except (EOFError, struct.error, KeyError, IndexError, TypeError, AttributeError, ImportError, MemoryError) as error:
+  except Exception as error:  # a damaged or malicious pickle raises almost anything from inside the reader
     reason = f'{type(error).__name__} {error}'.strip()
     raise ValueError(f'refused, it is not a whole PyTorch file ({reason}): give one') from None
 
@@ -63,10 +64,14 @@ class _Storage:
   size: int
   numbers: np.ndarray | None = None  # once they are read
 
-  def read(self, content: bytes) -> None:
-    if len(content) < self.size * self.dtype.itemsize:
-      raise pickle.UnpicklingError(f'cut short: storage {self.key} needs {self.size} numbers')
-    self.numbers = np.frombuffer(content, self.dtype, self.size)
+  def read(self, content: bytes, offset: int) -> int:
+    """Takes its numbers from `offset` on; returns where the next one begins."""
+    end = offset + self.size * self.dtype.itemsize
+    if end > len(content):
+      there = (len(content) - offset) // self.dtype.itemsize
+      raise pickle.UnpicklingError(f'cut short: storage {self.key} needs {self.size} numbers, {there} are left')
+    self.numbers = np.frombuffer(content, self.dtype, self.size, offset)
+    return end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,79 +84,110 @@ class _Tensor:
   strides: tuple[int, ...]
 
   def array(self) -> np.ndarray:
+    """The view. UnpicklingError if it reaches beyond its storage, or has a number more than once."""
     numbers, end = self.storage.numbers, self.offset
-    if math.prod(self.shape):
+    if numbers is None:
+      raise pickle.UnpicklingError(f'it has no numbers of storage {self.storage.key}')
+    sides = self.offset, *self.shape, *self.strides
+    if len(self.shape) != len(self.strides) or not all(type(side) is int and 0 <= side < 2**62 for side in sides):
+      raise pickle.UnpicklingError(f'a tensor {self.shape} with strides {self.strides}')
+    count = math.prod(self.shape)
+    if count:
       end += sum((side - 1) * stride for side, stride in zip(self.shape, self.strides)) + 1
-    sound = all(isinstance(v, int) and v >= 0 for v in (self.offset, *self.shape, *self.strides))
-    if not sound or len(self.shape) != len(self.strides) or end > self.storage.size:
-      raise pickle.UnpicklingError(f'a tensor {self.shape} reaches beyond its storage of {self.storage.size} numbers')
+    if max(end, count) > numbers.size:
+      raise pickle.UnpicklingError(f'a tensor {self.shape} reaches beyond its storage of {numbers.size} numbers')
     strides = [stride * numbers.itemsize for stride in self.strides]
-    return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, strides).copy()
+    return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, strides, writeable=False)
 
 
-class _Unpickler(pickle.Unpickler):
-  """Knows tensors, their storages and ordered dicts; whatever else a pickle names is refused before it is looked up."""
+# The unpickler of the C library can be told by a few bytes to allocate 64 GiB for its memo.
+class _Unpickler(pickle._Unpickler):
+  """Knows tensors, their storages and containers; whatever else a pickle names is refused before it is looked up."""
 
-  def __init__(self, file: BinaryIO, storage_of: Callable[[str, np.dtype, int], _Storage]):
+  dispatch: ClassVar[dict] = {**pickle._Unpickler.dispatch}
+
+  def __init__(self, file: io.BytesIO, storage_of: Callable[[str, np.dtype, int], _Storage]):
     super().__init__(file)
     self._storage_of = storage_of
+    self._copies_left = len(file.getbuffer())
 
   def find_class(self, module: str, name: str) -> Any:
     if (module, name) == ('collections', 'OrderedDict'):
-      return _ordered_dict
+      return self._ordered_dict
     if module == 'torch._utils' and name in ('_rebuild_tensor_v2', '_rebuild_tensor'):
       return _rebuild_tensor
     if (module, name) == ('torch._utils', '_rebuild_parameter'):
-      return lambda tensor, requires_grad, hooks: tensor
+      return _rebuild_parameter
     if module == 'torch' and name in _DTYPES:
       return np.dtype(_DTYPES[name])
     raise pickle.UnpicklingError(f'it asks for {module}.{name}')
 
   def persistent_load(self, pid: tuple) -> _Storage:
     kind, dtype, key, _, size = pid[:5]
-    if kind != 'storage' or not isinstance(dtype, np.dtype) or not isinstance(size, int) or size < 0:
+    if kind != 'storage' or not isinstance(dtype, np.dtype) or type(size) is not int or size < 0:
       raise pickle.UnpicklingError(f'it names {kind!r} where a storage belongs')
     if len(pid) > 5 and pid[5] is not None:
       raise pickle.UnpicklingError('it has a storage inside a storage')
-    return self._storage_of(str(key), dtype, size)
+    storage = self._storage_of(str(key), dtype, size)
+    if (storage.dtype, storage.size) != (dtype, size):
+      raise pickle.UnpicklingError(f'storage {key} has {storage.size} {storage.dtype} and {size} {dtype}')
+    return storage
+
+  def _ordered_dict(self, *items: Any) -> '_Dict':
+    self._copies_left -= sum(map(len, items))
+    if self._copies_left < 0:
+      raise pickle.UnpicklingError('it has more copies of its items than bytes')
+    return _Dict(*items)
+
+  def load_build(self) -> None:
+    """A state dict carries attributes, such as `_metadata`: they are not kept. Nothing else has any."""
+    self.stack.pop()
+    if not isinstance(self.stack[-1], _Dict):
+      raise pickle.UnpicklingError(f'it sets the attributes of a {type(self.stack[-1]).__name__}')
+
+  dispatch[pickle.BUILD[0]] = load_build
 
 
 class _Dict(collections.OrderedDict):
-  """A state dict carries attributes, such as `_metadata`: they are not kept."""
-
-  def __setstate__(self, state) -> None:
-    pass
-
-
-def _ordered_dict(*arguments) -> _Dict:
-  return _Dict(*arguments)
+  """The dictionaries of a pickle."""
 
 
 def _rebuild_tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *_) -> _Tensor:
-  if not isinstance(storage, _Storage):
+  if not (isinstance(storage, _Storage) and isinstance(shape, tuple) and isinstance(strides, tuple)):
     raise pickle.UnpicklingError('it makes a tensor of something that is no storage')
-  return _Tensor(storage, offset, tuple(shape), tuple(strides))
+  if len(shape) > _MOST_SIDES:
+    raise pickle.UnpicklingError(f'a tensor of {len(shape)} dimensions')
+  return _Tensor(storage, offset, shape, strides)
 
 
-def _read_zip(archive: zipfile.ZipFile) -> Any:
-  (pickled,) = [name for name in archive.namelist() if name.endswith('/data.pkl')]
-  root = pickled.removesuffix('data.pkl')
-  if f'{root}byteorder' in archive.namelist() and archive.read(f'{root}byteorder') != b'little':
+def _rebuild_parameter(tensor: _Tensor, requires_grad: bool, hooks: Any) -> _Tensor:
+  return tensor
+
+
+def _read_zip(archive: zipfile.ZipFile, packed: int) -> Any:
+  claimed = sum(one.file_size for one in archive.infolist())
+  if claimed > packed:  # PyTorch compresses nothing
+    raise zipfile.BadZipFile(f'{packed} bytes that unpack to {claimed}')
+  names = archive.namelist()
+  pickled = [name for name in names if name.endswith('/data.pkl')]
+  if len(pickled) != 1:
+    raise zipfile.BadZipFile(f'a zip with {len(pickled)} files data.pkl')
+  root = pickled[0].removesuffix('data.pkl')
+  if f'{root}byteorder' in names and archive.read(f'{root}byteorder') != b'little':
     raise pickle.UnpicklingError('its numbers are big endian')
   storages: dict[str, _Storage] = {}
 
   def storage_of(key: str, dtype: np.dtype, size: int) -> _Storage:
     if key not in storages:
       storages[key] = _Storage(key, dtype, size)
-      if archive.getinfo(f'{root}data/{key}').file_size != size * dtype.itemsize:
-        raise pickle.UnpicklingError(f'storage {key} has not {size} numbers')
-      storages[key].read(archive.read(f'{root}data/{key}'))
+      storages[key].read(archive.read(f'{root}data/{key}'), 0)
     return storages[key]
 
-  return _arrays(_Unpickler(io.BytesIO(archive.read(pickled)), storage_of).load())
+  return _arrays(_Unpickler(io.BytesIO(archive.read(pickled[0])), storage_of).load(), {})
 
 
-def _read_old(file: BinaryIO) -> Any:
+def _read_old(content: bytes) -> Any:
+  file = io.BytesIO(content)
   storages: dict[str, _Storage] = {}
 
   def storage_of(key: str, dtype: np.dtype, size: int) -> _Storage:
@@ -165,22 +201,26 @@ def _read_old(file: BinaryIO) -> Any:
   about = load()
   if not isinstance(about, dict) or about.get('little_endian') is not True:
     raise pickle.UnpicklingError('its numbers are big endian')
-  found = load()
-  for key in load():
+  found, keys = load(), load()
+  offset = file.tell()
+  for key in keys:
     storage = storages[str(key)]
-    (size,) = struct.unpack('<q', file.read(8))
+    (size,) = struct.unpack_from('<q', content, offset)
     if size != storage.size:
       raise pickle.UnpicklingError(f'storage {key} has {size} numbers, its tensors need {storage.size}')
-    storage.read(file.read(size * storage.dtype.itemsize))
-  return _arrays(found)
+    offset = storage.read(content, offset + 8)
+  return _arrays(found, {})
 
 
-def _arrays(found: Any) -> Any:
-  """Tensors as arrays, in whatever they lie."""
-  if isinstance(found, _Tensor):
-    return found.array()
-  if isinstance(found, dict):
-    return {key: _arrays(value) for key, value in found.items()}
-  if isinstance(found, list | tuple):
-    return type(found)(map(_arrays, found))
-  return found
+def _arrays(found: Any, done: dict[int, Any]) -> Any:
+  """Tensors as arrays, in whatever they lie; what lies there twice is made once (`done`: id -> made)."""
+  if id(found) not in done:
+    if isinstance(found, _Tensor):
+      done[id(found)] = found.array()
+    elif isinstance(found, dict):
+      done[id(found)] = {key: _arrays(value, done) for key, value in found.items()}
+    elif type(found) in (list, tuple):
+      done[id(found)] = type(found)(_arrays(value, done) for value in found)
+    else:
+      done[id(found)] = found
+  return done[id(found)]

@@ -138,7 +138,12 @@ def import_state_dict(state_dict: Mapping[str, np.ndarray], model_config: Mappin
 
 
 def export_state_dict(variables: Mapping[str, Any], model_config: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Our variables -> the released names, layouts and channel order; the exact inverse of `import_state_dict`."""
+  """Our variables -> the released names, layouts and channel order; the exact inverse of `import_state_dict`.
+
+  ValueError for a network that the authors' code does not have.
+  """
+  if (encoder := model_config.get('encoder', 'hourglass')) != 'hourglass':
+    raise ValueError(f"the authors' code has hourglasses alone, this network has the encoder {encoder}: give another")
   flat = traverse_util.flatten_dict(dict(variables))
   return {key: _to_theirs(path, np.asarray(flat[path])) for path, key, _ in key_table(model_config)}
 

@@ -25,6 +25,7 @@ from triplet_det.run import array_digest
 
 STATES, BEST = 'checkpoints', 'best'
 _ITSELF = 'record'  # in the digest of a record: of all the rest of it
+_BEFORE = {'encoder': 'hourglass'}  # of networks whose record is older than the key
 _DIVERGED = 'diverged'  # a file in the folder of a state after which the loss was not finite
 
 
@@ -202,7 +203,7 @@ def model_differences(
   saved: Mapping[str, Any], wanted: Mapping[str, Any], *, apart_from: Sequence[str] = ()
 ) -> list[str]:
   """Both values of every key in which two model configs differ, if it changes the parameters."""
-  saved, wanted = (json.loads(json.dumps(dict(m))) for m in (saved, wanted))
+  saved, wanted = (_BEFORE | json.loads(json.dumps(dict(m))) for m in (saved, wanted))
   return [
     f'{key}: {saved.get(key, "default")} there, {wanted.get(key, "default")} here'
     for key in sorted(set(saved) | set(wanted))

@@ -57,7 +57,8 @@ def initialise(
     ValueError: less than half of the parameters come along; names what differs between the networks.
   """
   if str(checkpoint) == IMAGENET:
-    weights, there, theirs, origin = encoder.imagenet_weights(), categories, dict(encoder=encoder.LITE0_NAME), IMAGENET
+    weights, there, theirs = encoder.imagenet_weights(), categories, {**model, 'encoder': encoder.LITE0_NAME}
+    origin = IMAGENET
   else:
     weights, record = loading.read_weights(checkpoint)
     there, theirs, origin = record.categories, record.model, f'step {record.step} of {checkpoint}'

@@ -12,7 +12,7 @@ import yaml
 from etils import epath
 
 from triplet_det import main
-from triplet_det.configs import coco_json, triplet
+from triplet_det.configs import photos, triplet
 from triplet_det.data import pipeline
 from triplet_det.data.layouts import folder
 
@@ -307,7 +307,7 @@ def test_a_json_stays_where_it_is_and_others_are_written(tmp_path):
 
 
 def config_of(root, **settings):
-  config = coco_json.get_config()
+  config = photos.get_config('encoder=hourglass')
   config.data.update(root=str(root), **settings)
   return config
 

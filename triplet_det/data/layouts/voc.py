@@ -42,7 +42,7 @@ def read(there: Inventory) -> tuple[dict[str, Split], Sequence[str]]:
     if min(size) >= 1 and size not in (upright, upright[::-1]):
       raise ValueError(
         f'{there.root / path}: size is {size[0]:g} x {size[1]:g}, but {there.root / image} has {upright[0]} x '
-        f'{upright[1]} pixels'
+        f'{upright[1]} pixels: correct the size, or give the image that the boxes were drawn on'
       )
     found[path] = image, upright, _objects(there, path, root)
   if not found:
