@@ -72,7 +72,7 @@ def test_a_run_leaves_weights_metrics_and_a_report(trained):
   assert [row['step'] for row in rows] == [*range(1, STEPS + 1), STEPS]
   assert all(row['train/gradient_norm'] > 0 for row in rows[:-1]) and 0 <= rows[-1]['eval/AP'] <= 1
   page = (trained / 'report.html').read_text()
-  assert 'efficientnet_lite0' in page and f'step {STEPS}' in page
+  assert 'efficientnet_lite0' in page and f'<data value="{STEPS}">{STEPS}</data>' in page
 
 
 def test_it_continues_to_the_bit(trained, config, tmp_path):
