@@ -41,7 +41,7 @@ done
 if (($# == 0)); then wrong 'the arguments of triplet_det.main are needed after --'; fi
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-# TERM comes 10 minutes before the end of the time, so that an evaluation can end before the state is saved.
+# TERM comes 10 minutes before the end of the time, so that an evaluation of several hosts can end before that.
 # GPUs are not bound to processes: JAX takes the one whose number is the process's on its node.
 # SLURM must not kill the others when one process ends: they end by themselves, and the highest exit code is srun's.
 # A preemption signals this script too, which would end it before the processes have saved: hence the trap.

@@ -56,8 +56,8 @@ STOREYS = {
     ['config_flag'],
     ['command_line', 'metric_writers'],
     ['checkpoints', 'progress'],
-    ['array_digest', 'config_history', 'config_limits', 'endings', 'in_use', 'json_files', 'own_commit'],
-    ['output_paths', 'standard_streams', 'stop_signal'],
+    ['config_history', 'config_limits', 'endings', 'in_use', 'json_files', 'own_commit', 'run_record'],
+    ['array_digest', 'output_paths', 'standard_streams', 'stop_signal'],
   ],
   'training': [
     ['finetune'],

@@ -9,6 +9,7 @@ import os
 import random
 import re
 import signal
+import threading
 import time
 from types import SimpleNamespace
 
@@ -339,6 +340,9 @@ def evaluations(config, losses, monkeypatch):
     done.append(step)
     if isinstance(found[step], Exception):
       raise found[step]
+    if found[step] is signal.SIGTERM:
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(60)
     return {'AP': found[step], 'AP50': found[step], 'AP_L': float('nan')}
 
   monkeypatch.setattr(trained_network, 'make_detector', lambda *_, **__: SimpleNamespace(use=lambda variables: None))
@@ -434,6 +438,19 @@ def test_an_evaluation_that_was_cut_short_is_done_again(config, evaluations, tmp
   assert evaluations.done[-1] == 10 and len(evaluations.done) == 7
 
 
+def test_a_signal_ends_an_evaluation(config, evaluations, tmp_path):
+  """It may take longer than the system waits before it kills; the state is saved before it begins."""
+  evaluations.found[4] = signal.SIGTERM
+  start = time.monotonic()
+  with pytest.raises(train.Preempted, match='stopped by a signal after step 4; the same command continues from there'):
+    train.train(config, tmp_path)
+  assert time.monotonic() - start < 30
+  evaluations.found[4] = 0.4
+  assert train.train(config, tmp_path)['AP'] == 0.0
+  assert evaluations.done == [2, 4, 4, 6, 8, 10]
+  assert best(tmp_path) == (4, 0.4, [4, 4, 4])
+
+
 def test_a_run_folder_of_other_data_or_of_a_longer_run(config, losses, tmp_path):
   train.train(config, tmp_path)
   config.total_steps = STEPS - 1
@@ -469,15 +486,24 @@ def test_a_second_signal_ends_at_once():
   # A shell starts background jobs with Ctrl-C ignored; then there would be nothing to go back to.
   started_with = signal.signal(signal.SIGINT, signal.default_int_handler)
   before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-  with stop_signal() as stopped:
-    assert not stopped(1)
+  with stop_signal() as stop:
+    assert not stop.has_come(1)
     os.kill(os.getpid(), signal.SIGINT)
-    assert stopped(2)
+    assert stop.has_come(2)
     with pytest.raises(KeyboardInterrupt):
       os.kill(os.getpid(), signal.SIGINT)
       time.sleep(1)
   assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
   signal.signal(signal.SIGINT, started_with)
+
+
+def test_a_signal_ends_a_wait():
+  with stop_signal() as stop:
+    assert stop.unless_it_comes(lambda: 5) == 5
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    assert stop.unless_it_comes(threading.Event().wait) is None
+    assert stop.has_come(1)
+    assert stop.unless_it_comes(lambda: 5) is None  # nothing is begun any more
 
 
 def test_the_log_is_at_its_destination_before_a_checkpoint_is(config, losses, tmp_path, monkeypatch):

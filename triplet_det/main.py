@@ -17,7 +17,7 @@ On a TPU pod, under SLURM or MPI the same command is started on every host and t
 Exit codes: 0 done; 2 the command, data or checkpoint do not fit; 3 the loss is not a number; 66 an image cannot be read
 any more; 71 a process of the input was killed; 74 the disk is full; 75 stopped by a signal (SIGTERM, SIGHUP, Ctrl-C)
 with the state saved, run the same command again; 76 another host is gone, start all of them again; 130 interrupted with
-nothing to save. After 66, 71 and 74 the message says which step is saved.
+nothing to save. After 66, 71 and 74 the message of a training says which step is saved.
 """
 
 import contextlib
@@ -51,6 +51,8 @@ from triplet_det.run.endings import (
   EXIT_MISFIT,
   EXIT_WORKER,
   disk_is_full,
+  ending_in_time,
+  note_what_is_kept,
   one_line,
 )
 from triplet_det.run.in_use import in_use
@@ -224,9 +226,16 @@ def run(config: ConfigDict, workdir: str) -> None:
   if config.mode == 'show_data':
     print(f'to look at: {show_training_data(config, folder)}')
     return
-  first = folder if jax.process_index() == 0 else None
-  with in_use(first, 'give another --workdir') if config.mode.startswith('train') else contextlib.nullcontext():
+  if not config.mode.startswith('train'):
     _work(config, folder)
+    return
+  with in_use(folder if jax.process_index() == 0 else None, 'give another --workdir'):
+    try:
+      _work(config, folder)
+    except Exception as error:
+      if disk_is_full(error):  # before and after the steps too, and in the last save
+        note_what_is_kept(error, checkpoints.sweep(folder))
+      raise
 
 
 def _work(config: ConfigDict, folder: epath.Path) -> None:
@@ -302,4 +311,5 @@ def _leave(code: int) -> None:
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['config', 'workdir'])
-  app.run(main, flags_parser=config_flag.parse)
+  with ending_in_time():
+    app.run(main, flags_parser=config_flag.parse)

@@ -1,10 +1,11 @@
 """The training loop, read from top to bottom (Sec. 3.4)."""
 
+import contextlib
 import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -122,9 +123,10 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
 
   def evaluate_now() -> dict[str, float]:
     tester.use(sharding.on_this_host(state.variables))
-    folder = evaluate.evaluation_folder(workdir, step)
-    told = evaluation_settings(config, workdir, step, eval_source)
-    found = evaluate.evaluate(tester, eval_source, categories, folder, **told)
+    folder, told = evaluate.evaluation_folder(workdir, step), evaluation_settings(config, workdir, step, eval_source)
+    found = stop.unless_it_comes(lambda: evaluate.evaluate(tester, eval_source, categories, folder, **told))
+    if found is None:
+      stop_here()
     if found:
       logging.info('step %d: AP %.3f, AP50 %.3f', step, found['AP'], found['AP50'])
       if sharding.first_host_says(found['AP'] > checkpoints.best_metric('AP', record.evaluated_on)):
@@ -167,17 +169,23 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     except NonFinite as error:
       raise NonFiniteLoss(f'step {step}: {error}; the checkpoints in {workdir} are of earlier steps') from error
 
-  def save_the_rest() -> int:
+  def stop_here() -> NoReturn:
+    if step > first_step:
+      save()
+    raise Preempted(f'stopped by a signal after step {step}; the same command continues from there')
+
+  def save_the_rest() -> None:
     """Saves the state as an error in the steps left it; its step is that of the last whole one."""
     nonlocal step
     step = int(state.step)
     if step > first_step:
       save()
     checkpoints.close()  # waits for the disk
-    return step
 
-  try:
-    with stop_signal() as stopped, endings.kept(save_the_rest, unless=NonFiniteLoss):
+  with contextlib.ExitStack() as end:
+    for one in (writer, checkpoints, batches, progress):  # the last first
+      end.callback(one.close)
+    with stop_signal() as stop, endings.kept(save_the_rest, checkpoints.sweep, unless=(NonFiniteLoss, Preempted)):
       if is_evaluated(step):  # stopped between the checkpoint and the end of its evaluation, or already at the end
         metrics = evaluate.logged(workdir, step, record.evaluated_on) or evaluate_now()
       if step < config.total_steps:
@@ -185,7 +193,10 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
       started = time.monotonic()
       for step in range(first_step + 1, config.total_steps + 1):
         asked = time.monotonic()
-        batch = sharding.to_global(Batch(**next(batches)), mesh)
+        if (rows := stop.unless_it_comes(lambda: next(batches))) is None:
+          step -= 1
+          stop_here()
+        batch = sharding.to_global(Batch(**rows), mesh)
         waited = time.monotonic() - asked
         state, step_metrics = built.train_step(state, batch)
         if step == first_step + 1:
@@ -198,20 +209,14 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
           means = {f'train/{name}': np.mean([v[name] for _, v in unlogged]) for name in unlogged[0][1]}
           writer.write_scalars(step, means | {'train/learning_rate': built.rate(step - 1)})
           unlogged.clear()
-        if stopped(step):
-          save()
-          raise Preempted(f'stopped by a signal after step {step}; the same command continues from there')
+        if stop.has_come(step):
+          stop_here()
         if step % config.checkpoint_every == 0 or is_evaluated(step) or step == config.total_steps:
           save()
         if is_evaluated(step):
           progress.clear()
           metrics = evaluate_now()
       logging.info('%d steps in %s', config.total_steps - first_step, duration(time.monotonic() - started))
-  finally:
-    progress.close()
-    batches.close()
-    checkpoints.close()
-    writer.close()
   if is_first_host:
     plots.write_learning_curves(workdir, read_metrics(workdir / METRICS_FILE))
   return metrics

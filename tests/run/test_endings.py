@@ -5,6 +5,8 @@ The network is one number, so a run takes as long as its input. What happens to 
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -14,6 +16,12 @@ from triplet_det.run import endings
 AT = 5  # the step after which it happens
 STEPS = 40
 
+# As on a full disk, but for small files: what is said, and the log.
+NO_ROOM = """
+while not (Path(main._WORKDIR.value) / 'checkpoints/3').exists():
+  time.sleep(0.01)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4 * WEIGHTS // 2,) * 2)
+"""
 # What is done to the process, by names.
 ACCIDENTS = {
   'nothing': 'pass',
@@ -34,23 +42,34 @@ for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
   'broken image': """
 for path in Path(CONFIG.value.data.train.images).iterdir():
   path.write_bytes(path.read_bytes()[:300])""",
+  'hanging read': """
+sources.Record.decode = lambda *_: threading.Event().wait()
+threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()""",
+  'hanging worker': """
+os.kill(multiprocessing.active_children()[0].pid, signal.SIGSTOP)
+threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()""",
   'full disk': "train.MetricWriter.write_scalars = lambda *_: Path('/dev/full').write_text('x')",
+  'no room for a state': NO_ROOM,
+  'SIGTERM without room': NO_ROOM + 'os.kill(os.getpid(), signal.SIGTERM)',
 }
 BEFORE = {
   'nohup': 'signal.signal(signal.SIGHUP, signal.SIG_IGN)',
+  'hanging worker': 'pipeline._PATIENCE = 1.0',
   'closed streams': """
 for number in range(3):
   os.close(number)
 sys.stdout = sys.__stdout__ = sys.stderr = sys.__stderr__ = None""",
 }
 RUN = """
-import multiprocessing, os, signal, sys, time
+import multiprocessing, os, resource, signal, sys, threading, time
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 from absl import app
 
 from triplet_det import main, train
+from triplet_det.data import pipeline, sources
 from triplet_det.models import layers
 from triplet_det.run import progress
 from triplet_det.run.config_flag import CONFIG, parse
@@ -71,7 +90,12 @@ def update(line, step, **told):
     exec(ACCIDENT)
 
 
-train.init_state = lambda *_, **__: TrainState(jnp.zeros((), jnp.int32), dict(w=jnp.zeros(3)), dict(), dict())
+def init_state(*_, **__):
+  weights = jax.random.normal(jax.random.key(0), (WEIGHTS,))  # zeros would be packed
+  return TrainState(jnp.zeros((), jnp.int32), dict(w=weights), dict(), dict())
+
+
+train.init_state, WEIGHTS = init_state, 30_000
 train.make_train_step = make_train_step
 show, progress.ProgressLine.update = progress.ProgressLine.update, update
 for number in (signal.SIGINT, signal.SIGHUP):
@@ -91,7 +115,7 @@ def ended(tmp_path_factory):
   data = tiny_run.coco_data(folder / 'coco')
   commands = []
   for name, accident in ACCIDENTS.items():
-    own = {**data, 'mode': 'train', 'total_steps': STEPS, 'checkpoint_every': 100}
+    own = {**data, 'mode': 'train', 'total_steps': STEPS, 'checkpoint_every': 3 if NO_ROOM in accident else 100}
     if name == 'broken image':
       own['data.train.images'] = shutil.copytree(data['data.train.images'], folder / 'images')
     if 'active_children' in accident:
@@ -138,6 +162,42 @@ def test_a_run_that_loses_its_input(ended, name, code, said):
   assert AT <= kept(workdir) < STEPS
   assert said in end.err
   assert f'; the state of step {kept(workdir)} is kept: the same command continues from there\n' in end.err
+  assert 'Traceback' not in end.err
+  assert sum('error: ' in line for line in end.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize('name', ['hanging read', 'hanging worker'])
+def test_a_run_that_is_told_to_stop_while_its_input_hangs(ended, name):
+  """Batches that were made before are used up; the one that never comes is not waited for."""
+  workdir, end = ended[name]
+  assert end.code == 75, end.err
+  assert AT <= kept(workdir) < STEPS
+  assert f'stopped by a signal after step {kept(workdir)}; the same command continues from there' in end.err
+  assert end.seconds < 30
+  assert 'leaked' not in end.err  # what a killed process leaves behind goes without a word
+
+
+def test_an_exit_waits_for_no_thread(tmp_path):
+  code = """
+import concurrent.futures, sys, threading
+from triplet_det.run import endings
+concurrent.futures.ThreadPoolExecutor(1).submit(threading.Event().wait)
+with endings.ending_in_time(0.5):
+  print('flushed')
+  sys.exit(75)
+"""
+  command = [sys.executable, '-c', code]
+  done = subprocess.run(command, cwd=forks.ROOT, stdout=subprocess.PIPE, text=True, timeout=60)
+  assert (done.returncode, done.stdout) == (75, 'flushed\n')
+
+
+@pytest.mark.parametrize('name', ['no room for a state', 'SIGTERM without room'])
+def test_a_save_on_a_full_disk(ended, name):
+  """It is that of step 3 that is whole; of the later one nothing stays behind."""
+  workdir, end = ended[name]
+  assert end.code == endings.EXIT_DISK, end.err
+  assert [path.name for path in (workdir / 'checkpoints').iterdir()] == ['3']
+  assert '; the state of step 3 is kept: the same command continues from there' in end.err
   assert 'Traceback' not in end.err
   assert sum('error: ' in line for line in end.err.splitlines()) == 1
 

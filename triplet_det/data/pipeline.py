@@ -29,6 +29,7 @@ _FORMATS: Mapping[str, Callable[..., Source]] = {
   'shapes': shapes_dataset.open_split,
 }
 _SHARED_MEMORY = '/dev/shm'  # through which processes hand batches over
+_PATIENCE = 10.0  # seconds for the processes to end
 _BATCHES_OF_A_PROCESS = 6  # made, in the queue, taken from it, in use, not yet given back; measured: 5
 
 
@@ -195,7 +196,18 @@ class _Batches(Iterator):
   """grain's, with errors that tell what to do."""
 
   def __init__(self, batches: Iterator):
-    self._batches, self.close = batches, batches.close
+    self._batches = batches
+
+  def close(self) -> None:
+    """Ends threads and processes; a process that does not end, as it hangs in a read, is killed after a while."""
+    closing = threading.Thread(target=self._batches.close, daemon=True)
+    closing.start()
+    closing.join(_PATIENCE)
+    if closing.is_alive():
+      for process in multiprocessing.active_children():
+        if process.name.startswith('grain-'):
+          process.kill()
+      closing.join(_PATIENCE)
 
   def __next__(self) -> dict[str, np.ndarray]:
     try:

@@ -7,9 +7,11 @@ Every record has a digest of its arrays and of itself, compared when they are re
 taken with a warning. What is not finite is neither saved nor read.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,41 +21,13 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from triplet_det.categories import CategoryTable
 from triplet_det.devices import sharding
-from triplet_det.run import array_digest
+from triplet_det.run import array_digest, run_record
+from triplet_det.run.run_record import RunRecord
 
 STATES, BEST = 'checkpoints', 'best'
-_ITSELF = 'record'  # in the digest of a record: of all the rest of it
 _BEFORE = {'encoder': 'hourglass'}  # of networks whose record is older than the key
 _DIVERGED = 'diverged'  # a file in the folder of a state after which the loss was not finite
-
-
-@dataclasses.dataclass(frozen=True)
-class RunRecord:
-  """What lies beside the weights, so that a checkpoint explains itself."""
-
-  step: int
-  categories: CategoryTable
-  model: Mapping[str, Any]  # keys of `detector.DetectorConfig`
-  test: Mapping[str, Any]  # keys of `Settings`
-  metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of the evaluation that made it the best
-  unlogged: tuple[tuple[int, Mapping[str, float]], ...] = ()  # (step, metrics) since the last line of the log
-  evaluated_on: str = ''  # digest of the annotations that `metrics` were measured on
-  digest: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of the arrays, by `array_digest.measure`
-
-  def to_json(self) -> dict:
-    return dict(dataclasses.asdict(self), categories=self.categories.to_coco())
-
-  @classmethod
-  def from_json(cls, record: Mapping) -> 'RunRecord':
-    known = [field.name for field in dataclasses.fields(cls)]
-    if unknown := sorted(set(record) - set(known)):
-      raise ValueError(
-        f'its record has {", ".join(unknown)}, this version knows {", ".join(known)}: update triplet_det'
-      )
-    unlogged = tuple((step, metrics) for step, metrics in record['unlogged'])
-    return cls(**{**record, 'categories': CategoryTable.from_coco(record['categories']), 'unlogged': unlogged})
 
 
 class Unreadable(ValueError):
@@ -100,9 +74,8 @@ class Checkpoints:
     digest, faulty = array_digest.measure(tree)
     if faulty:
       raise NonFinite(array_digest.told(faulty))
-    content = dataclasses.replace(record, digest=digest).to_json()
-    content['digest'][_ITSELF] = _digest_of(content)
-    arguments = ocp.args.Composite(state=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(content))
+    sealed = dataclasses.replace(record, digest=digest).sealed()
+    arguments = ocp.args.Composite(state=ocp.args.StandardSave(tree), record=ocp.args.JsonSave(sealed))
     if not manager.save(record.step, args=arguments):
       raise RuntimeError(f'the checkpoint of step {record.step} was not saved in {manager.directory}')
 
@@ -115,7 +88,7 @@ class Checkpoints:
       return float('-inf')
     directory = self._best.directory / str(step)
     try:
-      best = _read_record(directory)
+      best = run_record.read(directory)
       if evaluated_on in ('', best.evaluated_on) or not best.evaluated_on:
         return best.metrics[name]
       told = 'the best %s so far, %.3f of step %d, is of other evaluation data: it is not compared'
@@ -173,7 +146,7 @@ class Checkpoints:
 
   def _restore(self, step: int, like: Any, model: Mapping[str, Any]) -> tuple[Any, RunRecord]:
     directory = self._states.directory / str(step)
-    record = _read_record(directory)
+    record = run_record.read(directory)
     check_same_model(directory, record.model, model)
     _check_state(directory, like, record.digest)
     restored = self._states.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
@@ -182,13 +155,31 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits until everything is on disk."""
-    for manager in (self._states, self._best):
-      manager.wait_until_finished()
-      manager.close()
+    with contextlib.ExitStack() as stack:  # one whose save has failed raises that, and the other is closed as well
+      for manager in (self._best, self._states):
+        stack.callback(manager.close)
+        stack.callback(manager.wait_until_finished)
+
+  def sweep(self) -> int | None:
+    """The function `sweep`, once no save is running; that one has failed does not matter any more."""
+    for manager in (self._states, self._best) if jax.process_count() == 1 else ():
+      with contextlib.suppress(Exception):
+        manager.wait_until_finished()
+    return sweep(self._root)
 
 
 class _Misfit(ValueError):
   """A whole checkpoint of another network."""
+
+
+def sweep(workdir: epath.PathLike) -> int | None:
+  """The newest step whose state is on disk and good, or None; what failed saves left is removed (by one host alone)."""
+  states = _absolute(epath.Path(workdir) / STATES)
+  for folder in (states, states.parent / BEST) if jax.process_count() == 1 else ():
+    for half_written in folder.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
+      shutil.rmtree(half_written, ignore_errors=True)
+  whole = ocp.utils.checkpoint_steps(states)
+  return max((step for step in whole if not (states / str(step) / _DIVERGED).exists()), default=None)
 
 
 def check_same_model(directory: epath.PathLike, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -275,7 +266,7 @@ def load_weights(path: epath.PathLike, *, which: str = BEST) -> tuple[dict[str, 
   path = epath.Path(path).expanduser()
   directory = path if (path / 'record').exists() else _newest_below(path, which)
   try:
-    record = _read_record(directory)
+    record = run_record.read(directory)
     return _read_variables(_absolute(directory), record.digest), record
   except NonFinite as error:
     raise NonFinite(f'the checkpoint {directory} is of a run that diverged: {error}. Give another one') from error
@@ -321,18 +312,6 @@ def _manager(directory: epath.Path, keep: int) -> ocp.CheckpointManager:
 
 def _absolute(path: epath.Path) -> epath.Path:
   return path if '://' in str(path) else epath.Path(path).resolve()
-
-
-def _read_record(directory: epath.Path) -> RunRecord:
-  content = json.loads((directory / 'record' / 'metadata').read_text(encoding='utf-8'))
-  record = RunRecord.from_json(content)
-  if record.digest and content['digest'].pop(_ITSELF, None) != _digest_of(content):
-    raise ValueError('its record is not what was saved, by its digest')
-  return record
-
-
-def _digest_of(content: Mapping[str, Any]) -> str:
-  return array_digest.of_texts([json.dumps(content, sort_keys=True)])
 
 
 def _one_line(error: Exception) -> str:
