@@ -29,7 +29,7 @@ STOREYS = {
     ['prepare_tfds'],
     ['sources', 'systematic_faults'],
     ['layouts'],
-    ['annotations', 'augmentation', 'image_files', 'shapes_drawing'],
+    ['annotations', 'augmentation', 'box_layouts', 'image_files', 'shapes_drawing'],
   ],
   'detection': [
     ['loading'],

@@ -1,6 +1,7 @@
 """Faults of whole data sets: found and named with their share in broken sets, and none in sound ones."""
 
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -58,6 +59,7 @@ LAYOUTS = {
   'y x height width': (lambda boxes: boxes[:, [1, 0, 3, 2]], '[x, y, width, height]'),
   'y1 x1 y2 x2': (lambda boxes: corners(boxes)[:, [1, 0, 3, 2]], '[x1, y1, x2 - x1, y2 - y1]'),
   'x1 x2 y1 y2': (lambda boxes: corners(boxes)[:, [0, 2, 1, 3]], '[x1, y1, x2 - x1, y2 - y1]'),
+  'x y height width': (lambda boxes: boxes[:, [0, 1, 3, 2]], '[x, y, width, height]'),
 }
 
 
@@ -65,10 +67,24 @@ LAYOUTS = {
 @pytest.mark.parametrize('images', (6, 40, 200))
 def test_a_layout(name, images):
   written_so, instead = LAYOUTS[name]
+  if name == 'x y height width':
+    images = max(images, 20)  # hardly one of ten boxes tells
   found = the_fault(written_so(sound(images=images)))
   assert found.fatal
-  assert found.text.startswith(f'about 100% of {8 * images:,} boxes are {name}, not x y width height: ')
-  assert ' only so, 0 only as x y width height (first: ' in found.text and found.text.endswith(f': write {instead}')
+  assert found.text.startswith(f'about 100% of {8 * images:,} boxes are {name}, not x y width height: of the ')
+  told = re.search(r'of the ([\d,]+) that can tell, ', found.text)
+  assert f'{told[0]}{told[1]} fit their image or their area only so, 0 only as x y width height (first: ' in found.text
+  assert found.text.endswith(f': write {instead}')
+
+
+def test_how_many_boxes_tell_a_layout():
+  """Of centers those at an edge; counted here one by one."""
+  boxes = centers(sound(smallest=20, largest=60))
+  telling = sum(x + w > 641.5 or y + h > 481.5 for x, y, w, h in boxes)
+  assert 0 < telling < 40
+  text = the_fault(boxes).text
+  assert text.startswith('about 100% of 320 boxes are center x, center y, width, height, not x y width height: ')
+  assert f': of the {telling} that can tell, {telling} fit their image or their area only so, 0 only as' in text
 
 
 @pytest.mark.parametrize('name', LAYOUTS)
@@ -88,14 +104,22 @@ def test_corners_are_known_by_their_area_too():
   boxes = sound(smallest=250, largest=330, width=640, height=480)
   found = the_fault(np.round(corners(boxes)), areas=boxes[:, 2] * boxes[:, 3])
   assert found.fatal and 'about 100% of 320 boxes are x1 y1 x2 y2' in found.text
-  assert '320 fit their image or their area only so, 0 only as' in found.text
+  assert 'of the 320 that can tell, 320 fit their image or their area only so, 0 only as' in found.text
 
 
 @pytest.mark.parametrize('unit, what', ((1, 'fractions of'), (100, 'percent of'), (1000, 'thousandths of')))
 @pytest.mark.parametrize('written_so, also', ((np.copy, ''), (corners, 'x1 y1 x2 y2'), (centers, 'center x, ')))
 def test_a_unit(unit, what, written_so, also):
-  found = the_fault(in_units(written_so(sound()), unit))
-  assert found.text.startswith(f'320 of 320 boxes (100%) are {what} width and height')
+  boxes = in_units(written_so(sound()), unit)
+  found = the_fault(boxes)
+  certain = 320
+  if unit == 1000:  # the others may be pixels
+    first, second = boxes[:, :2], boxes[:, 2:]
+    ends = first if written_so is centers else second if written_so is corners else first + second
+    certain = ((ends[:, 0] > 641.5) | (ends[:, 1] > 481.5)).sum()
+    assert 200 < certain < 300
+  told = f'{"" if unit < 1000 else "at least "}{certain} of 320 boxes ({certain / 320:.0%}) are {what} width and height'
+  assert found.text.startswith(told)
   assert f', not pixels{", and " if also else ""}{also}' in found.text
   assert f'multiply by width{"" if unit == 1 else f" / {unit}"} and height' in found.text
   assert (', then write [x' in found.text) == bool(also)
@@ -110,6 +134,42 @@ def test_some_in_a_unit(unit, what):
   found = the_fault(boxes)
   count = int(found.text.partition(' ')[0])
   assert 320 <= count <= 330 and f'of 800 boxes (4{count // 8 - 40}%) {what}' in found.text and not found.fatal
+
+
+def test_more_than_half_in_thousandths():
+  """No more are told to be than are."""
+  boxes = sound(images=100)
+  wrong = np.arange(len(boxes)) % 10 < 7
+  boxes[wrong] = in_units(boxes[wrong], 1000)
+  found = the_fault(boxes)
+  count = int(found.text.removeprefix('at least ').partition(' ')[0])
+  assert 400 < count < 560 and f'of 800 boxes ({count / 800:.0%}) are thousandths of width and height' in found.text
+
+
+@pytest.mark.parametrize('side, first, text', [(640, 0, 'percent of'), (120, 0, 'percent of'), (640, 300, 'no box of')])
+def test_a_grid_in_one_image_stops_no_training(side, first, text):
+  """100 objects of 10 pixels; those of several images are independent witnesses, these are not."""
+  cells = np.stack(np.meshgrid(range(10), range(10)), axis=-1).reshape(-1, 2) * 10.0
+  grid = np.concatenate([cells, np.full_like(cells, 9.5)], axis=1)
+  size = dict(width=side, height=side)
+  if first:
+    grid[:, :2] = grid[:, :2] * 3 + 10
+  found = the_fault(grid, each=100, **size)
+  assert not found.fatal and text in found.text and ', all in 1 image)' in found.text
+  several = the_fault(np.tile(grid, (3, 1)) + np.repeat(range(3), 100)[:, None] * [0.1, 0.1, 0, 0], each=100, **size)
+  assert several.fatal == (not first) and 'all in' not in several.text
+
+
+def test_one_image_of_another_size():
+  """More than half of the boxes are wrong, and all in one image."""
+  boxes = np.concatenate([sound(images=10, each=8) for _ in range(2)])
+  boxes[:100] = sound(images=1, each=100, width=1280, height=960)
+  data = data_of(boxes)
+  for row in data['annotations'][:100]:
+    row['image_id'] = 0
+  packed = pack(data, 'a.json').in_tfds_order('train')
+  [found] = systematic_faults.find(packed.written, packed.file_names)
+  assert 'reach out of their image' in found.text and ', all in 1 image)' in found.text and not found.fatal
 
 
 @pytest.mark.parametrize('ratio, text', ((2, 'reach out of their image by more than a tenth'), (0.5, 'no box of 320')))
@@ -128,8 +188,9 @@ def test_boxes_that_count_from_one():
   assert 'end one pixel outside their image and none begins before 1' in text and 'take 1 from x and y' in text
 
 
-@pytest.mark.parametrize('beside', (0, 0.45))
+@pytest.mark.parametrize('beside', (0, 0.45, 1.5, 3))
 def test_boxes_twice(beside):
+  """By hand, up to 3 pixels apart."""
   boxes = sound(images=20).reshape(20, 8, 4)
   again = boxes + np.random.default_rng(0).uniform(-beside, beside, boxes.shape)
   text = the_fault(np.concatenate([boxes, again], axis=1).reshape(-1, 4), each=16).text
