@@ -20,12 +20,12 @@ CATEGORIES = CategoryTable((7, 9, 12), ('cat', 'dog', 'cow'))
 SETTINGS = Settings(canvas_multiple=32, max_detections=5, embedding_threshold=9.0)
 
 
-def write_run(folder: Path, settings: Settings = SETTINGS) -> Path:
+def write_run(folder: Path, settings: Settings = SETTINGS, categories: CategoryTable = CATEGORIES) -> Path:
   """The run folder, with weights as training draws them."""
   module = detector.build(MODEL)
   variables = module.init(jax.random.key(3), np.zeros((1, 63, 63, 3), np.float32))
   record = checkpoints.RunRecord(
-    step=4, categories=CATEGORIES, model=MODEL, test=dataclasses.asdict(settings), metrics=dict(AP=0.5)
+    step=4, categories=categories, model=MODEL, test=dataclasses.asdict(settings), metrics=dict(AP=0.5)
   )
   saved = checkpoints.Checkpoints(folder)
   saved.save_best({name: variables[name] for name in ('params', 'batch_stats')}, record)

@@ -163,9 +163,9 @@ def test_a_grid_in_one_image_stops_no_training(side, first, text):
 def test_one_image_of_another_size():
   """More than half of the boxes are wrong, and all in one image."""
   boxes = np.concatenate([sound(images=10, each=8) for _ in range(2)])
-  boxes[:100] = sound(images=1, each=100, width=1280, height=960)
+  boxes[:130] = sound(images=1, each=130, width=1280, height=960)
   data = data_of(boxes)
-  for row in data['annotations'][:100]:
+  for row in data['annotations'][:130]:
     row['image_id'] = 0
   packed = pack(data, 'a.json').in_tfds_order('train')
   [found] = systematic_faults.find(packed.written, packed.file_names)

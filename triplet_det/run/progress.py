@@ -166,6 +166,7 @@ def show_messages() -> None:
 
   From here on no stream that is closed, broken or full ends the command.
   """
+  standard_streams.read_names_as_utf8()
   standard_streams.make_lasting()
   endings.say_it_once()
   logging.use_absl_handler()

@@ -1,9 +1,20 @@
-"""Standard streams that end no job: they may be closed, a broken pipe, a lost terminal, a full disk, or ASCII."""
+"""Standard streams that end no job: they may be closed, a broken pipe, a lost terminal, a full disk, or ASCII; and
+names of files in any locale.
+"""
 
 import contextlib
 import io
 import os
 import sys
+
+
+def read_names_as_utf8() -> None:
+  """Starts this command once more if Python would read and write names of files in another encoding: then a name in a
+  JSON is not that of its file. In the C locale Python has chosen UTF-8 already, unless PYTHONUTF8=0 forbids it.
+  """
+  if sys.getfilesystemencoding() != 'utf-8':
+    command, *words = sys.orig_argv
+    os.execv(sys.executable, [command, '-X', 'utf8', *words])
 
 
 def make_lasting() -> None:
