@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -81,6 +83,27 @@ def test_shards_share_a_folder_and_merge_has_it_alone(tmp_path):
       pass
     assert (tmp_path / '.in_use').exists()  # one of those that share it has ended, the other has not
   assert is_free(tmp_path)
+
+
+def test_who_waits_for_it(tmp_path):
+  """Threads open the file on their own, as processes do. The next one holds another file than the one before."""
+  inside, most = [], []
+
+  def hold():
+    for _ in range(20):
+      with in_use(tmp_path, part='begins', wait=True):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.001)
+        inside.pop()
+
+  threads = [threading.Thread(target=hold) for _ in range(4)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert len(most) == 80 and set(most) == {1}
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_left_of_it(tmp_path):

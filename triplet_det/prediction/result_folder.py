@@ -6,7 +6,6 @@ begins in its folder. Everything else belongs to the user: it is neither removed
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ from typing import Any
 from triplet_det.prediction import parts_on_disk
 from triplet_det.prediction.parts_on_disk import Part
 from triplet_det.run import output_paths
+from triplet_det.run.in_use import in_use
 
 LIST = 'predict.json'
 FIGURES = 'figures'
@@ -104,14 +104,9 @@ def read(folder: Path) -> ResultFolder:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[ResultFolder]:
-  """The folder, while no other process begins a run in it."""
-  handle = os.open(folder, os.O_RDONLY)
-  try:
-    with contextlib.suppress(OSError):  # some network folders have no locks
-      fcntl.flock(handle, fcntl.LOCK_EX)
+  """The folder, while no other process begins a run in it: shards may start at the same time."""
+  with in_use(folder, part='begins', wait=True):
     yield read(folder)
-  finally:
-    os.close(handle)
 
 
 def run_of(about: Mapping[str, Any]) -> str:

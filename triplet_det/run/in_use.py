@@ -24,7 +24,9 @@ os.register_at_fork(after_in_child=_let_go)  # else a child that outlives this p
 
 
 @contextlib.contextmanager
-def in_use(path: epath.PathLike | None, advice: str, *, part: str = '', shared: bool = False) -> Iterator[None]:
+def in_use(
+  path: epath.PathLike | None, advice: str = '', *, part: str = '', shared: bool = False, wait: bool = False
+) -> Iterator[None]:
   """Holds a folder while the block runs; however the process ends, the system lets go of it.
 
   Args:
@@ -32,6 +34,7 @@ def in_use(path: epath.PathLike | None, advice: str, *, part: str = '', shared: 
     advice: what to do instead, for the message.
     part: what of the folder is held, such as 'part_3_of_16'; '' is the folder.
     shared: not alone, but with others that share it too.
+    wait: until another job lets go of it, instead of an error.
 
   Raises:
     ValueError: another job holds it; names its host, process and start.
@@ -39,7 +42,8 @@ def in_use(path: epath.PathLike | None, advice: str, *, part: str = '', shared: 
   if path is None or '://' in str(path) or not (folder := epath.Path(path).expanduser()).is_dir():
     yield
     return
-  with _locked(folder / f'{_FILE}{part and "_"}{part}', shared) as (file, is_ours):
+  how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+  with _locked(folder / f'{_FILE}{part and "_"}{part}', how) as (file, is_ours):
     if not is_ours:
       holder = ' '.join(file.read(200).decode(errors='replace').split()) or 'another process'
       place = f'{folder}, {part},' if part else f'{folder}'
@@ -52,7 +56,7 @@ def in_use(path: epath.PathLike | None, advice: str, *, part: str = '', shared: 
 
 
 @contextlib.contextmanager
-def _locked(path: epath.Path, shared: bool) -> Iterator[tuple[BinaryIO, bool]]:
+def _locked(path: epath.Path, how: int) -> Iterator[tuple[BinaryIO, bool]]:
   """The open file at `path`, and whether it is locked for this process; it goes with the last that holds it.
 
   After a kill it stays: only the lock tells whether what is in it is still true.
@@ -61,7 +65,7 @@ def _locked(path: epath.Path, shared: bool) -> Iterator[tuple[BinaryIO, bool]]:
     file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), 'r+b', buffering=0)
     is_ours = True
     try:
-      fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+      fcntl.flock(file, how)
     except BlockingIOError:
       is_ours = False
     except OSError as error:  # a file system without locks
