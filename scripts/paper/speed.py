@@ -17,13 +17,13 @@ from etils import epath
 
 from scripts.paper import published
 from scripts.paper.side_by_side import Row, Table, common_and_notes
-from scripts.paper.table_runs import flat
 from scripts.timing import detection_parts, quiet_pairs
 from scripts.timing.detection_parts import NETWORKS, PARTS, SETTINGS, SIZES
 from triplet_det import evaluate
 from triplet_det.data import image_files
 from triplet_det.models import detector
 from triplet_det.run import checkpoints
+from triplet_det.run.config_history import flat
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

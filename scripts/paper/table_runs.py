@@ -5,7 +5,7 @@ import functools
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -15,13 +15,11 @@ from ml_collections import ConfigDict, config_flags
 from triplet_det import configs, evaluate
 from triplet_det.detection.settings import settings_for
 from triplet_det.report import run_folder
-from triplet_det.run import checkpoints
+from triplet_det.run import checkpoints, config_history
+from triplet_det.run.config_history import flat
 
 ROOT = Path(__file__).resolve().parents[2]
 SWITCHES = ('stacks', 'center_branch', 'center_pooling', 'cascade_corner_pooling')  # that tell networks apart
-# Values of a config that do not change what training makes, and the seed, which is meant to differ.
-NOT_OF_TRAINING = ('mode.', 'seed.', 'data.eval.', 'data.num_', 'test.')
-NOT_OF_TRAINING += ('log_', 'checkpoint_', 'eval_', 'result_', 'draw_')  # beginnings of names, with a dot behind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +147,7 @@ def _read(run: Run, path: epath.Path) -> Result | None:
     print(f'{path} is of another test and not used: {"; ".join(other)}', file=sys.stderr)
     return None
   told = run.folder / 'config.json'
-  return Result(content, dict(training_values(json.loads(told.read_text(encoding='utf-8')))) if told.exists() else {})
+  return Result(content, training_values(json.loads(told.read_text(encoding='utf-8'))) if told.exists() else {})
 
 
 def _steps_in(folder: epath.Path) -> list[int]:
@@ -158,7 +156,7 @@ def _steps_in(folder: epath.Path) -> list[int]:
 
 def other_training(run: Run, result: Result) -> dict[str, tuple]:
   """Name of a value -> (in the run's config.json, asked for now), of all that training depends on and that differ."""
-  asked = dict(training_values(run.config().to_dict())) if result.training and run.seed is not None else {}
+  asked = training_values(run.config().to_dict()) if result.training and run.seed is not None else {}
   there = {k: result.training.get(k, 'not noted') for k in asked}
   return {k: (there[k], v) for k, v in asked.items() if there[k] != v}
 
@@ -188,15 +186,7 @@ def load_config(page: str, *overrides: str) -> ConfigDict:
     raise ValueError(f'{where}: {reason[-1].strip() if long else " ".join(reason)}') from error
 
 
-def training_values(config: Mapping) -> Iterator[tuple[str, object]]:
-  """The flat values of a config that training depends on."""
-  return ((name, value) for name, value in flat(config) if not f'{name}.'.startswith(NOT_OF_TRAINING))
-
-
-def flat(tree: Mapping, path: str = '') -> Iterator[tuple[str, object]]:
-  """{'test': {'top_k': 70}} -> ('test.top_k', 70); tuples become lists, as in JSON."""
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      yield from flat(value, f'{path}{key}.')
-    else:
-      yield path + key, list(value) if isinstance(value, tuple) else value
+def training_values(config: Mapping) -> dict[str, object]:
+  """The flat values of a config that the network of a row depends on; not the seed, which is meant to differ."""
+  values = config_history.of_training(config) | {'init_from': config.get('init_from', '')}
+  return {name: value for name, value in values.items() if name != 'seed' and not name.startswith('data.eval.')}

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import psutil
 
 from scripts.paper.side_by_side import Row, Table, number
-from scripts.paper.table_runs import flat
 from scripts.timing import quiet_pairs
 from scripts.timing.quiet_pairs import Turns
 from triplet_det import evaluate
 from triplet_det.detection.settings import Settings
+from triplet_det.run.config_history import flat
 
 OURS, TORCH, GEMM = 'ours', 'torch', 'GEMM'
 SLOWER = 1.03

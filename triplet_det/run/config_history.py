@@ -36,7 +36,7 @@ def keep(workdir: epath.PathLike, config: str, step: int, data: Mapping[str, str
   """
   folder = epath.Path(workdir)
   lines = [line for line in read(folder) if line['step'] < step]
-  before, now = lines[-1]['values'] if lines else {}, _of_training(json.loads(config)) | data
+  before, now = lines[-1]['values'] if lines else {}, of_training(json.loads(config)) | data
   changed = {name: [before[name], now[name]] for name in sorted(now) if name in before and before[name] != now[name]}
   if changed or not lines:
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
@@ -63,19 +63,21 @@ def read(folder: epath.Path) -> list[dict[str, Any]]:
         dict(one, changed=dict(one['changed']), values=dict(one['values']), step=int(one['step'])) for one in lines
       ]
     path = folder / CONFIG_FILE
-    values = _of_training(json.loads(path.read_text(encoding='utf-8'))) if path.exists() else {}
+    values = of_training(json.loads(path.read_text(encoding='utf-8'))) if path.exists() else {}
     return [dict(step=0, date=None, commit=None, changed={}, values=values)] if values else []
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f'{path} is broken ({type(error).__name__}: {error}): move it, and it is made anew') from error
 
 
-def _of_training(config: Mapping[str, Any]) -> dict[str, Any]:
-  return {name: value for name, value in _flat(config) if not f'{name}.'.startswith(_NOT_OF_TRAINING)}
+def of_training(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The flat values of a config that a step depends on, given the state before it."""
+  return {name: value for name, value in flat(config) if not f'{name}.'.startswith(_NOT_OF_TRAINING)}
 
 
-def _flat(tree: Mapping[str, Any], path: str = '') -> Iterator[tuple[str, Any]]:
+def flat(tree: Mapping[str, Any], path: str = '') -> Iterator[tuple[str, Any]]:
+  """{'test': {'top_k': 70}} -> ('test.top_k', 70); tuples become lists, as in JSON."""
   for key, value in tree.items():
     if isinstance(value, Mapping):
-      yield from _flat(value, f'{path}{key}.')
+      yield from flat(value, f'{path}{key}.')
     else:
-      yield path + key, value
+      yield path + key, list(value) if isinstance(value, tuple) else value
