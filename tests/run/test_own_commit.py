@@ -43,6 +43,7 @@ def test_the_commit_of_a_checkout_and_of_a_second_working_tree(package, tmp_path
   (package / '__init__.py').write_text('changed = True\n')
   assert own_commit(package) == f'{head(package)}-dirty'
   monkeypatch.setenv('GIT_DIR', str(module.PACKAGE.parent / '.git'))  # as inside a hook of another repository
+  monkeypatch.setenv('GIT_INDEX_FILE', str(tmp_path / 'index'))
   assert own_commit(package) == f'{head(package)}-dirty'
 
 
@@ -63,8 +64,23 @@ def test_nothing_of_the_repository_s_configuration_is_run(package, tmp_path):
   program.chmod(0o755)
   git(package.parent, 'config', 'core.fsmonitor', str(program))
   git(package.parent, 'config', 'core.hooksPath', str(tmp_path))
-  assert own_commit(package) == head(package)
+  program.with_name('post-index-change').symlink_to(program)
+  os.utime(package / '__init__.py', (0, 0))  # what git knows of the file is out of date, and written anew
+  expected = git(package.parent, '-c', 'core.fsmonitor=false', 'rev-parse', '--short', 'HEAD')
+  (tmp_path / 'ran').unlink(missing_ok=True)
+  assert own_commit(package) == expected
   assert not (tmp_path / 'ran').exists()
+
+
+def test_a_child_that_outlives_git_is_not_waited_for(package, tmp_path, monkeypatch):
+  folder = tmp_path / 'bin'
+  folder.mkdir()
+  (folder / 'git').write_text('#!/bin/sh\nPATH=/usr/bin:/bin; sleep 20 & echo 1a2b3c4\n')
+  (folder / 'git').chmod(0o755)
+  monkeypatch.setenv('PATH', str(folder))
+  start = time.monotonic()
+  assert own_commit(package) == '1a2b3c4'
+  assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize(
