@@ -46,6 +46,19 @@ def test_freed_blocks_below_one_that_is_used():
   assert freed > 100 * MB
 
 
+def test_a_home_that_cannot_be_written(tmp_path, monkeypatch, caplog):
+  """Programs are compiled anew, which is said; the folder that JAX has stays."""
+  (tmp_path / 'file').touch()
+  monkeypatch.setattr(jax.config, 'update', lambda *told: pytest.fail(f'{told}'))
+  monkeypatch.setattr(compiler.os, 'access', lambda *_: False)  # root may everything
+  for folder in (f'{tmp_path}/file/cache', f'{tmp_path}/home'):
+    caplog.clear()
+    with caplog.at_level('WARNING', 'absl'):
+      compiler.keep_programs(folder)
+    [told] = caplog.messages
+    assert told == f'{folder} cannot be written: each start compiles anew; --compilation_cache=DIR is kept elsewhere'
+
+
 def test_other_systems_have_nothing_to_do(monkeypatch):
   monkeypatch.setattr(sys, 'platform', 'darwin')
   monkeypatch.setattr(ctypes, 'CDLL', lambda name: pytest.fail('asked for a C library'))
