@@ -99,6 +99,14 @@ def test_a_merge_of_two_layouts(name, by):
   assert 30 <= share <= 50 and f'% of 1,600 boxes are {name}, not' in found.text and not found.fatal
 
 
+@pytest.mark.parametrize('images, each, fatal', [(1, 15, False), (1, 30, True), (2, 8, True)])
+def test_corners_in_hardly_any_images(images, each, fatal):
+  """No arrangement of objects puts most boxes far outside, but of one image that needs many."""
+  found = the_fault(corners(sound(images=images, each=each)), each=each)
+  assert f'about 100% of {images * each} boxes are x1 y1 x2 y2' in found.text and found.fatal == fatal
+  assert f', all in {images} image' in found.text
+
+
 def test_corners_are_known_by_their_area_too():
   """Large objects: hardly a box ends outside its image, whichever way it is read."""
   boxes = sound(smallest=250, largest=330, width=640, height=480)

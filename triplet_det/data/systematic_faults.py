@@ -61,9 +61,9 @@ class _View:
     numbers = [float(f'{v:.6g}') for v in self.written.boxes[n]]
     return f'first: {self.file_names[self.written.image_of[n]]} {numbers}{where}'
 
-  def is_in_several_images(self, chosen: np.ndarray) -> bool:
+  def is_in_several_images(self, chosen: np.ndarray, several: int = FEW) -> bool:
     """Boxes of one image are no independent witnesses: objects may lie in a grid, or in a corner."""
-    return len(np.unique(self.written.image_of[chosen])) >= FEW
+    return len(np.unique(self.written.image_of[chosen])) >= several
 
 
 _PER_BOX = ('boxes', 'areas', 'classes', 'crowd', 'turned', 'image_of')
@@ -110,12 +110,14 @@ def _places(view: _View) -> Iterator[Fault]:
   if found := box_layouts.find(boxes, sizes, view.written.areas):
     layout, only_so, only_usual, share = found
     telling = only_so.sum() + only_usual.sum()
-    many = layout.kind == 'corners' and only_so.sum() >= 2 * ENOUGH and only_so.mean() > 0.5
+    # No arrangement of objects makes most boxes end far outside, as corners do.
+    surely = layout.kind == 'corners' and only_so.mean() > 0.5
+    enough = view.is_in_several_images(only_so, 2 if surely else FEW) or (surely and only_so.sum() >= 2 * ENOUGH)
     yield Fault(
       f'about {_percent(share)} of {len(view):,} {view.which} are {layout.name}, not {USUAL.name}: of the {telling:,} '
       f'that can tell, {only_so.sum():,} fit their image or their area only so, {only_usual.sum():,} only as '
       f'{USUAL.name} ({view.first(only_so)}): write {layout.instead}',
-      fatal=bool(share > 0.5 and only_so.sum() >= 5 and (many or view.is_in_several_images(only_so))),
+      fatal=bool(share > 0.5 and only_so.sum() >= 5 and enough),
     )
     return
 
