@@ -182,6 +182,7 @@ def test_an_exit_waits_for_no_thread(tmp_path):
 import concurrent.futures, sys, threading
 from triplet_det.run import endings
 concurrent.futures.ThreadPoolExecutor(1).submit(threading.Event().wait)
+sys.stderr = None
 with endings.ending_in_time(0.5):
   print('flushed')
   sys.exit(75)

@@ -68,8 +68,9 @@ def ending_in_time(seconds: float = 10) -> Iterator[None]:
     yield
   except SystemExit as end:
     if not (jax.distributed.is_initialized() and jax.process_count() > 1):
-      for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+      for stream in filter(None, (sys.stdout, sys.stderr)):  # a closed one is None
+        with contextlib.suppress(OSError, ValueError):
+          stream.flush()
       code = end.code if isinstance(end.code, int) else int(end.code is not None)
       timer = threading.Timer(seconds, os._exit, (code,))
       timer.daemon = True
