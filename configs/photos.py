@@ -5,29 +5,30 @@
 FOLDER holds COCO JSON, YOLO or Pascal VOC (docs/own_data.md), or `--config.data.train.images=DIR`,
 `--config.data.train.annotations=FILE` and the same of `data.eval` name the images and the COCO JSON of each split.
 
-Variants: encoder=efficientnet_lite0 (default; 3 M parameters, an encoder that starts with what it has learnt from
-ImageNet's photos, extra `pretrained`), encoder=hourglass (0.7 M parameters, the network of the detector that comes with
-the package, so that --config.init_from=demo starts from what that one has learned), hg=52 and hg=104 (the paper's, at
-511 pixels). The first two are for a CPU and work at half the images' resolution; if your objects are small or your
-images are, say --config.image_scale=1.
+Variants: encoder=hourglass (default; 0.7 M parameters, the network of the detector that comes with the package, so that
+--config.init_from=demo starts from what that one has learned; it works at half the images' resolution: if your objects
+are small or your images are, say --config.image_scale=1), encoder=efficientnet_lite0 (3 M parameters, an encoder that
+starts with what it has learnt from ImageNet's photos, extra `pretrained`; images get the size that their objects ask
+for, `image_side`; its recipe is young, docs/own_data.md has its figures), hg=52 and hg=104 (the paper's, at 511
+pixels). The first two are for a CPU.
 """
 
 from ml_collections import ConfigDict
 
 from triplet_det.configs import triplet
-from triplet_det.data import augmentation
+from triplet_det.data import augmentation, image_size
 from triplet_det.detection.settings import Settings
 from triplet_det.models.detector import VARIANTS
 
 NETWORKS = {  # variant of this page -> the network's
-  'encoder=efficientnet_lite0': 'photos',
   'encoder=hourglass': 'tiny',
+  'encoder=efficientnet_lite0': 'photos',
   'hg=52': 'hourglass-52',
   'hg=104': 'hourglass-104',
 }
 
 
-def get_config(variant: str = 'encoder=efficientnet_lite0') -> ConfigDict:
+def get_config(variant: str = 'encoder=hourglass') -> ConfigDict:
   if variant not in NETWORKS:
     raise ValueError(f'unknown variant {variant!r}; possible: {", ".join(NETWORKS)}')
   small = variant.startswith('encoder=')
@@ -49,19 +50,34 @@ def get_config(variant: str = 'encoder=efficientnet_lite0') -> ConfigDict:
   config.average_decay = 0.998  # few images: without averages AP of one run goes up and down by 0.1 between evaluations
   config.optimizer.update(base=1e-3, schedule='cosine', warmup_steps=200, reference_batch=8)
   if small:
-    config.image_scale = 0.5
     config.input_size = 255
     config.augment.border = 64
     config.model.update({key: value for key, value in VARIANTS[NETWORKS[variant]].items() if key != 'num_classes'})
+
+  if variant == 'encoder=hourglass':
+    config.image_scale = 0.5
     config.batch_size = config.optimizer.reference_batch = 4
-  if variant == 'encoder=efficientnet_lite0':
-    config.init_from = 'imagenet'
 
   config.log_every = 20
   config.checkpoint_every = 500
   config.eval_every = 500
   config.test = triplet.overridable(Settings())
+  if variant == 'encoder=efficientnet_lite0':
+    _start_from_imagenet(config)
   config.eval_batch_size = 4
   config.result_decimals = -1
   config.draw_threshold = 0.3
   return config
+
+
+def _start_from_imagenet(config: ConfigDict) -> None:
+  """For an encoder that has seen photos (docs/own_data.md has the figures)."""
+  config.init_from = 'imagenet'
+  config.image_side = image_size.FROM_DATA
+  config.test.canvas_multiple = 64
+  # The first layers are good as they are, and their gradients would cost half of a step; norms are fixed, see
+  # `detector.ENCODER_NORMS`. What is trained of the encoder goes slower than the rest, which starts from nothing.
+  config.freeze = 'encoder/(stem|stage_[01]_|.*/norm/)'
+  config.optimizer.update(base=1.5e-3, encoder_factor=0.3, warmup_steps=50)
+  config.total_steps = 800
+  config.checkpoint_every = config.eval_every = 200

@@ -37,6 +37,7 @@ def get_config(variant: str = 'hg=104') -> ConfigDict:
 
   # Images are worked on at this share of their resolution, in training and testing; boxes stay those of the originals.
   config.image_scale = 1.0
+  config.image_side = 0  # before that, every image is scaled so that its longer side has so many pixels; 0: as it is
 
   # Augmentation on the host ...
   config.input_size = 511
@@ -54,6 +55,7 @@ def get_config(variant: str = 'hg=104') -> ConfigDict:
   config.model = dict(VARIANTS[f'hourglass-{chosen["hg"]}'])
   del config.model.num_classes
   config.model.encoder = 'hourglass'  # the paper's; configs/photos.py has another
+  config.model.encoder_norms = 'batch'  # statistics of its norms in training, or fixed as it brings them
   config.model.update(center_branch=True, center_pooling=True, cascade_corner_pooling=True)
   config.model.update(dtype='float32', remat='none', norm_running='first')  # norm_running: published
 
@@ -72,6 +74,7 @@ def get_config(variant: str = 'hg=104') -> ConfigDict:
   config.optimizer = dict(
     base=2.5e-4, schedule='step', drop_step=450_000, drop_factor=0.1, warmup_steps=0, clip_norm=0.0, reference_batch=48
   )
+  config.optimizer.encoder_factor = 1.0  # of the rate, for an encoder that starts with the weights of ImageNet
 
   # Fine-tuning. Of a run with other classes the rows of those with equal names are taken over.
   config.init_from = ''  # run folder or checkpoint whose weights a new run starts from; demo: those of the package;
@@ -98,6 +101,7 @@ def get_config(variant: str = 'hg=104') -> ConfigDict:
 def overridable(settings: Settings) -> ConfigDict:
   """The fields of `Settings`, those that may be None included, as overridable values."""
   values = dataclasses.asdict(settings)
+  del values['image_side']  # the config's own, of training and testing
   return ConfigDict({k: config_dict.placeholder(float) if v is None else v for k, v in values.items()})
 
 

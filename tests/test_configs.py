@@ -141,7 +141,7 @@ def test_the_former_name_of_a_page(before, now, monkeypatch):
 def test_the_networks_of_own_photos():
   """The small one is that of the package's detector; the one with an encoder starts with what that has learnt."""
   named = {variant: photos.get_config(variant) for variant in photos.NETWORKS}
-  assert photos.get_config().to_json() == named['encoder=efficientnet_lite0'].to_json()
+  assert photos.get_config().to_json() == named['encoder=hourglass'].to_json()
   assert {variant: (config.model.encoder, config.init_from) for variant, config in named.items()} == {
     'encoder=efficientnet_lite0': ('efficientnet_lite0', 'imagenet'),
     **dict.fromkeys(['encoder=hourglass', 'hg=52', 'hg=104'], ('hourglass', '')),
@@ -160,9 +160,13 @@ def test_the_networks_of_own_photos():
     (triplet, 'hg=105', r"'hg=105'; possible, separated by commas: hg=104\|52; scales=single\|multi$"),
     (cornernet, 'size=52', r'hg=104\|52; scales=single\|multi; small=0\|1'),
     (ablation, 'row=6', r'row=5\|4\|3\|2\|1; small=0\|1'),
-    (shapes, 'small=1', r"'small=1'; possible, separated by commas: scales=single\|multi$"),
+    (
+      shapes,
+      'small=1',
+      r"'small=1'; possible, separated by commas: scales=single\|multi$",
+    ),
     (cornernet, 'small=1,hg=104', 'small=1 has a small network of its own, leave hg out'),
-    (photos, 'medium', r"'medium'; possible: encoder=efficientnet_lite0, encoder=hourglass, hg=52, hg=104$"),
+    (photos, 'medium', r"'medium'; possible: encoder=hourglass, encoder=efficientnet_lite0, hg=52, hg=104$"),
   ],
 )
 def test_an_unknown_variant(page, variant, told):

@@ -40,6 +40,7 @@ SMALL = {
   **{'augment.border': 16, 'augment.max_objects': 8, 'colour_jitter': 0.2, 'lighting': 0.05, 'min_overlap': 0.3},
   **{'published_radius': False, 'optimizer.base': 1e-3, 'optimizer.schedule': 'cosine', 'optimizer.warmup_steps': 0},
   **{'optimizer.reference_batch': 0, 'data.num_workers': 0, 'model.encoder': 'hourglass', 'init_from': ''},
+  **{'model.encoder_norms': 'batch', 'freeze': '', 'image_side': 0},
   **{f'test.{quirk}': False for quirk in ('inclusive', 'stale_rows', 'nominal_scale', 'mirror_shift', 'cut_last_line')},
   **{'test.canvas_multiple': 128, 'test.top_k': 100, 'test.center_rule': 'best', 'test.outside_margin': 5.0},
   **{'test.max_detections': 10, 'test.embedding_threshold': 9.0},  # so that a network that knows nothing finds boxes
@@ -88,8 +89,8 @@ HERE = {
   'scripts/docs_pictures.py --shapes runs/shapes': Typed(('--out', 'PICTURES')),
   # Your own data
   f'{MINE} --config.mode=check_data': Typed(overrides()),
-  MINE: Typed(overrides()),
   f'{PREDICT} --checkpoint runs/mine --out boxes PHOTO_OR_FOLDER...': Typed(),
+  f'{MINE} --config.init_from=demo': Typed(overrides()),
   f'{MAIN} configs/photos.py --workdir runs/mine --config.data.root=FOLDER': Typed(overrides()),
   f'{MAIN} photos --workdir runs/mine --config.data.train.images=TRAIN_IMAGES '
   '--config.data.train.annotations=train.json --config.data.eval.images=VAL_IMAGES '

@@ -44,7 +44,15 @@ def data(tmp_path_factory):
 def config(data):
   """The tiny run's, with an encoder."""
   config = photos.get_config()
-  small = {'total_steps': STEPS, 'checkpoint_every': 2, 'eval_every': STEPS, 'model.dims': (8,) * 4, 'init_from': ''}
+  small = {
+    'total_steps': STEPS,
+    'checkpoint_every': 2,
+    'eval_every': STEPS,
+    'model.dims': (8,) * 4,
+    'init_from': '',
+    'freeze': '',
+  }
+  small |= {'model.encoder_norms': 'batch'}
   small |= {'model.blocks': (1,) * 4, 'test.canvas_multiple': 32}
   config.update_from_flattened_dict(tiny_run.OVERRIDES | data | small)
   return config

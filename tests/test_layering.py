@@ -28,7 +28,7 @@ STOREYS = {
     ['shapes_dataset'],
     ['prepare_tfds'],
     ['sources', 'systematic_faults'],
-    ['layouts'],
+    ['image_size', 'layouts'],
     ['annotations', 'augmentation', 'box_layouts', 'image_files', 'shapes_drawing'],
   ],
   'detection': [
@@ -47,7 +47,7 @@ STOREYS = {
     ['encoder', 'heads', 'pooling'],
     ['hourglass', 'torch_file'],
     ['layers'],
-    ['batch_norm', 'fast_convolution', 'input_pixels'],
+    ['batch_norm', 'depthwise_convolution', 'fast_convolution', 'input_pixels'],
   ],
   'pictures': [['plots'], ['drawing', 'video']],
   'prediction': [['over_files'], ['find_files', 'merge_parts'], ['result_folder'], ['coco_image_ids', 'parts_on_disk']],

@@ -1021,6 +1021,15 @@ TORCH = {
     possible='encoder: efficientnet_lite0 there, hourglass here',
     do='Give --config.model the sizes of that run, or another checkpoint',
   ),
+  'statistics of an encoder that has none': mine(
+    '--config.model.encoder_norms=fixed',
+    given='model.encoder_norms=fixed',
+    possible='init_from is empty',
+    do='--config.model.encoder_norms=batch --config.freeze=',
+  ),
+  'an image size that is none': mine(
+    '--config.image_side=-5', given='config.image_side is -5', possible='0, as images are', do='give -1, from the data'
+  ),
   'levels that the encoder has not': mine(
     '--config.model.encoder=efficientnet_lite0',
     given='1 stacks, dims (8, 8)',

@@ -81,7 +81,7 @@ def make_plan(
     if hlo is not None:
       output_paths.write_whole(hlo, text)
   if DETECTION in programs:
-    settings = settings_for(config.test.to_dict(), config.image_scale)
+    settings = settings_for(config.test.to_dict(), config.image_scale, max(config.image_side, 0))
     own = [one for one in mesh.devices.flat if one.process_index == jax.process_index()]
     size = canvas_size or (config.input_size, config.input_size)
     found.append(_detection(built, chip, own, settings, config.eval_batch_size, size))

@@ -15,7 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from triplet_det import evaluate, report
-from triplet_det.data import doctor, doctor_report, pipeline
+from triplet_det.data import doctor, doctor_report, image_size, pipeline
 from triplet_det.detection import trained_network
 from triplet_det.detection.settings import settings_for
 from triplet_det.devices import compiler, sharding
@@ -57,6 +57,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   # Mesh and data.
   mesh = sharding.make_mesh(state_shards=config.state_shards)
   source = pipeline.open_source(**config.data.train)
+  config.image_side = image_size.settled(config.image_side, source.annotations)
   categories = source.categories
   evaluates = config.mode == 'train_and_eval'
   eval_source = pipeline.open_source(**config.data.eval) if evaluates else None
@@ -66,7 +67,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
 
   # Network, optimizer, step.
   built = build_step(config, mesh, len(categories))
-  settings = settings_for(config.test.to_dict(), config.image_scale)
+  settings = settings_for(config.test.to_dict(), config.image_scale, config.image_side)
 
   # State: the newest checkpoint, or fresh parameters.
   checkpoints = Checkpoints(workdir)
@@ -87,6 +88,11 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     if config.init_from:
       logging.info('init_from is ignored: the run continues from its own step %d', first_step)
   else:
+    if built.model.get('encoder_norms') == 'fixed' and not config.init_from:
+      raise ValueError(
+        'model.encoder_norms=fixed keeps the statistics that an encoder brings along, and init_from is empty: give '
+        '--config.model.encoder_norms=batch --config.freeze= as well'
+      )
     report_data(config, source, eval_source)
     state, first_step, unlogged = built.fresh_state(), 0, []
     if config.init_from:
@@ -235,10 +241,12 @@ def build_step(config: ConfigDict, mesh: jax.sharding.Mesh, num_classes: int) ->
   module.config.check_side('input_size', config.input_size)
 
   schedule = config.optimizer.to_dict()
-  clip_norm, base, reference = (schedule.pop(key) for key in ('clip_norm', 'base', 'reference_batch'))
+  clip_norm, base, reference, encoder_factor = (
+    schedule.pop(key) for key in ('clip_norm', 'base', 'reference_batch', 'encoder_factor')
+  )
   base = optimizer.scaled_rate(base, config.batch_size, reference)
   rate = optimizer.learning_rate(base=base, total_steps=config.total_steps, **schedule)
-  adam = optimizer.adam(rate, clip_norm=clip_norm, freeze=config.freeze)
+  adam = optimizer.adam(rate, clip_norm=clip_norm, freeze=config.freeze, encoder_factor=encoder_factor)
 
   def fresh_state():
     return init_state(module, adam, config.seed, averages=config.average_decay > 0)
@@ -246,7 +254,11 @@ def build_step(config: ConfigDict, mesh: jax.sharding.Mesh, num_classes: int) ->
   shapes = jax.eval_shape(fresh_state)
   placed = sharding.of_state(mesh, shapes)
   step_fn = make_train_step(
-    module, adam, accumulate=config.accumulate, average_decay=config.average_decay, **image_settings(config)
+    *(module, adam),
+    accumulate=config.accumulate,
+    average_decay=config.average_decay,
+    freeze=config.freeze,
+    **image_settings(config),
   )
 
   def rows(dtype, *shape):
@@ -280,27 +292,6 @@ def image_settings(config: ConfigDict) -> dict[str, Any]:
   return {key: config[key] for key in ('seed', 'colour_jitter', 'lighting', 'min_overlap', 'published_radius')}
 
 
-def training_batches(
-  config: ConfigDict, source: pipeline.Source, *, start_step: int = 0
-) -> Iterator[dict[str, np.ndarray]]:
-  """This host's rows of the batches that are trained on; `pipeline.train_batches` says what they hold."""
-  augment = config.augment.to_dict()
-  augment['scales'] = [scale / config.image_scale for scale in augment['scales']]
-  augment['border'] = round(augment['border'] / config.image_scale)
-  return pipeline.train_batches(
-    source,
-    batch_size=config.batch_size,
-    input_size=config.input_size,
-    seed=config.seed,
-    start_step=start_step,
-    num_workers=config.data.num_workers,
-    num_threads=config.data.num_threads,
-    host_index=jax.process_index(),
-    host_count=jax.process_count(),
-    **augment,
-  )
-
-
 def evaluation_settings(
   config: ConfigDict, workdir: epath.PathLike, step: int, source: pipeline.Source
 ) -> dict[str, Any]:
@@ -314,6 +305,28 @@ def evaluation_settings(
   )
 
 
+def training_batches(
+  config: ConfigDict, source: pipeline.Source, *, start_step: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+  """This host's rows of the batches that are trained on; `pipeline.train_batches` says what they hold."""
+  augment = config.augment.to_dict()
+  augment['scales'] = [scale / config.image_scale for scale in augment['scales']]
+  augment['border'] = round(augment['border'] / config.image_scale)
+  return pipeline.train_batches(
+    source,
+    batch_size=config.batch_size,
+    input_size=config.input_size,
+    seed=config.seed,
+    start_step=start_step,
+    image_side=config.image_side,
+    num_workers=config.data.num_workers,
+    num_threads=config.data.num_threads,
+    host_index=jax.process_index(),
+    host_count=jax.process_count(),
+    **augment,
+  )
+
+
 def diagnose_data(
   config: ConfigDict,
   source: pipeline.Source,
@@ -322,9 +335,10 @@ def diagnose_data(
 ) -> doctor.Diagnosis:
   """What the data doctor says of the splits; `files` are those of both if they were read."""
   splits = [source, eval_source] if eval_source else [source]
+  resolution = dict(scale=config.image_scale, image_side=config.image_side)
   return doctor.diagnose(
-    doctor.examine(source, scale=config.image_scale, crowds_are_objects=config.augment.train_on_crowd),
-    doctor.examine(eval_source, scale=config.image_scale) if eval_source else None,
+    doctor.examine(source, **resolution, crowds_are_objects=config.augment.train_on_crowd),
+    doctor.examine(eval_source, **resolution) if eval_source else None,
     input_size=config.input_size,
     crop_scales=config.augment.scales,
     max_objects=config.augment.max_objects,
@@ -334,17 +348,8 @@ def diagnose_data(
 
 
 def report_data(config: ConfigDict, source: pipeline.Source, eval_source: pipeline.Source | None) -> None:
-  """What the data hold and what is wrong with them, in a few lines of the log.
-
-  Raises:
-    ValueError: nothing can be learnt from them.
-  """
+  """Logs what the data hold and what is wrong with them; ValueError if nothing can be learnt from them."""
   try:
-    diagnosis = diagnose_data(config, source, eval_source)
+    doctor_report.log(diagnose_data(config, source, eval_source))
   except FileNotFoundError as error:  # a TFDS data set may come without its JSON
     logging.info('the data are not examined: %s', error)
-    return
-  for line in doctor_report.brief(diagnosis):
-    logging.info('%s', line)
-  if diagnosis.fatal:
-    raise ValueError('; '.join(diagnosis.fatal))

@@ -138,7 +138,7 @@ def _read(run: Run, path: epath.Path) -> Result | None:
     run_folder.check_results(path.parent, content)
   except ValueError as error:
     raise ValueError(f'{path}: {error}: evaluate again, or move it') from error
-  settings = dataclasses.asdict(settings_for(config.test.to_dict(), config.image_scale))
+  settings = dataclasses.asdict(settings_for(config.test.to_dict(), config.image_scale, config.image_side))
   wanted = dict(flat(dict(test=settings, split=config.data.eval.split)))
   if 'metrics' in content:  # the error analysis writes no boxes
     wanted['decimals'] = config.result_decimals

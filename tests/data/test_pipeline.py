@@ -121,6 +121,31 @@ def test_boxes_follow_the_pixels(tmp_path):
   assert len(sides) > 4
 
 
+@pytest.mark.parametrize('factor', [2, 4])
+def test_with_an_image_side_crops_are_of_images_of_that_size(tmp_path, factor):
+  """A white rectangle on black, photographed with 2 or 4 times the pixels: it has the sides of the small image's."""
+  image = np.zeros((90 * factor, 140 * factor, 3), np.uint8)
+  image[20 * factor : 71 * factor, 30 * factor : 101 * factor] = 255
+  cv2.imwrite(str(tmp_path / 'a.png'), image)
+  data = dict(
+    images=[dict(id=1, file_name='a.png', height=90 * factor, width=140 * factor)],
+    categories=[dict(id=1, name='box')],
+    annotations=[dict(id=1, image_id=1, category_id=1, bbox=[factor * x for x in (30, 20, 71, 51)], area=1, iscrowd=0)],
+  )
+  (tmp_path / 'a.json').write_text(json.dumps(data))
+  source = pipeline.open_source('coco_json', images=tmp_path, annotations=tmp_path / 'a.json')
+  batches = take(source, 10, input_size=127, border=64, image_side=140, scales=(0.5, 1.0))
+  widths = set()
+  for image, boxes, valid in zip(*(np.concatenate([b[key] for b in batches]) for key in ('images', 'boxes', 'valid'))):
+    ys, xs = np.nonzero(image[..., 0] > 127)
+    np.testing.assert_allclose(boxes[0], [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], atol=2.5)
+    if boxes[0, 0] > 0 and boxes[0, 2] < 126:  # whole
+      widths.add(round(float(boxes[0, 2] - boxes[0, 0])))
+    assert valid.sum() == 1
+  # 71 pixels at scale 1 of crops; twice as many at 0.5 do not fit.
+  assert widths and widths <= {70, 71, 72}
+
+
 def test_restart_at_any_step(source, expected):
   assert_equal(take(source, 3, start_step=3), expected[3:])
 

@@ -15,7 +15,9 @@ import pytest
 
 from tests.detection.test_decode import golden_maps
 from triplet_det.categories import COCO
-from triplet_det.detection.canvas import canvas_size, place
+from triplet_det.data.augmentation import scale_to
+from triplet_det.detection.batches import canvases_of, place_batch
+from triplet_det.detection.canvas import canvas_size, place, resized_size
 from triplet_det.detection.coco_results import results_rows
 from triplet_det.detection.inference import Detector
 from triplet_det.detection.nms import soft_nms_in_place
@@ -154,6 +156,32 @@ def test_the_scale_of_a_resized_image():
   np.testing.assert_allclose(placement.scale, [30 / 51, 19 / 33])
   np.testing.assert_allclose(place(image, 0.6, 16, nominal_scale=True)[1].scale, [0.6, 0.6])
   assert (canvas == 7).all(axis=-1).sum() == 30 * 19
+
+
+def test_the_longer_side_has_the_pixels_asked_for():
+  """To the pixel, though sides are rounded down; and a photo as large as that stays as it is."""
+  for side in (319, 511, 512, 639):
+    for length in range(50, 6000, 7):
+      assert resized_size(length, length, scale_to(side, length, length)) == (side, side)
+    assert resized_size(side, side // 2, scale_to(side, side, side // 2)) == (side, side // 2)
+
+
+@pytest.mark.parametrize('factor', [2, 3, 0.5])
+def test_with_an_image_side_the_resolution_does_not_matter(factor):
+  """Images of one colour per block: those of the resolution asked for, and the same with more or fewer pixels."""
+  settings = Settings(canvas_multiple=32, image_side=60)
+  small = np.random.default_rng(0).integers(0, 255, (6, 10, 3), np.uint8).repeat(6, 0).repeat(6, 1)
+  other = small.repeat(factor, 0).repeat(factor, 1) if factor > 1 else small[::2, ::2]
+  assert canvases_of(*other.shape[:2], settings) == canvases_of(*small.shape[:2], settings) == ((63, 63),)
+  (canvas, here), (want, there) = (place_batch([image], 1.0, settings, 1) for image in (other, small))
+  np.testing.assert_array_equal(here.border, there.border)
+  np.testing.assert_array_equal(here.size, there.size)
+  np.testing.assert_allclose(here.scale * factor, there.scale)
+  if factor > 1:  # shrunk: every block is a block again, the edges between two included
+    np.testing.assert_array_equal(canvas, want)
+  else:
+    inside = np.abs(canvas.astype(int) - want)[0, 14:50, 2:62].reshape(6, 6, 10, 6, 3)[:, 2:4, :, 2:4]
+    assert inside.max() <= 1
 
 
 @pytest.mark.parametrize('cut', [False, True])

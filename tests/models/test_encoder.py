@@ -4,6 +4,7 @@ The golden numbers are the four maps and the logits, in float64, of two drawn im
 photos the same comparison gave 5e-6 of the largest value.
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -53,29 +54,6 @@ def test_maps_and_logits(released, parity, sides):
   logits = head @ released['_fc.weight'].T + released['_fc.bias']
   theirs = golden[f'{sides}_logits']
   parity('EfficientNet-Lite0: logits', np.abs(logits - theirs).max() / np.abs(theirs).max(), 2e-5)
-
-
-@pytest.mark.parametrize('stride', [1, 2])
-@pytest.mark.parametrize('size', [3, 5])
-def test_depthwise_is_a_convolution(size, stride):
-  rng = np.random.default_rng(0)
-  for sides in ((8, 10), (7, 9)):
-    x = rng.standard_normal((2, *sides, 6)).astype(np.float32)
-    kernel = rng.standard_normal((size, size, 1, 6)).astype(np.float32)
-
-    def theirs(x, kernel):
-      numbers = ('NHWC', 'HWIO', 'NHWC')
-      return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), 'SAME', dimension_numbers=numbers, feature_group_count=6
-      )
-
-    def ours(x, kernel):
-      return encoder.depthwise(x, kernel, stride)
-
-    np.testing.assert_allclose(jax.jit(ours)(x, kernel), theirs(x, kernel), rtol=1e-4, atol=1e-5)
-    squares = [lambda *a, f=f: (f(*a) ** 2).sum() for f in (ours, theirs)]
-    gradients = [jax.jit(jax.grad(one, argnums=(0, 1)))(x, kernel) for one in squares]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), *gradients)
 
 
 def state_of(module):
@@ -151,12 +129,34 @@ def step_of(module, variables, images):
   return jax.device_get(step(variables['params']))
 
 
+def test_fixed_norms_keep_their_statistics(fresh, started, tested):
+  """In training the encoder computes what it does in testing, and the rest follows the batch."""
+  images, _ = tested
+  module, variables = fresh[0], started.variables
+
+  @functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
+  def train(images):
+    return module.apply(variables, images, True, mutable=['batch_stats', 'intermediates'], capture_intermediates=seen)
+
+  def seen(one, _):
+    return one.name in ('encoder', 'ascent')
+
+  _, after = train(images)
+  jax.tree.map(np.testing.assert_array_equal, after['batch_stats']['encoder'], variables['batch_stats']['encoder'])
+  moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (after['batch_stats'], variables['batch_stats'])))]
+  assert max(moved) > 0
+  _, tested_so = module.apply(variables, images, mutable=['intermediates'], capture_intermediates=seen)
+  ours, theirs = (found['intermediates']['encoder']['__call__'][0] for found in (after, tested_so))
+  for one, other in zip(ours, theirs, strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(other).max())
+
+
 def test_rematerialised_blocks_and_groups(monkeypatch):
   """The same step; with groups a group of images does not see the others. A short encoder, since that compiles."""
   monkeypatch.setattr(
     encoder, 'LITE0', tuple(stage._replace(blocks=1, expansion=2, kernel=1) for stage in encoder.LITE0)
   )
-  sizes = SMALL | dict(center_branch=False, center_pooling=False, cascade_corner_pooling=False)
+  sizes = SMALL | dict(encoder_norms='batch', center_branch=False, center_pooling=False, cascade_corner_pooling=False)
   state = state_of(detector.build(sizes))
   images = np.random.default_rng(1).standard_normal((4, 31, 31, 3)).astype(np.float32)
   plain, again = (

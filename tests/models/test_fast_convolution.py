@@ -49,6 +49,19 @@ def test_values_and_gradients_are_those_of_the_definition(shape):
     assert largest(dkernel, expected_dkernel) < 28 * 9 * shape[0] * shape[1] * shape[2] * DOUBLE
 
 
+def test_a_convolution_of_one_cell_is_a_matrix_product():
+  with jax.enable_x64(True):
+    x, kernel, g = arrays()
+    kernel = kernel[1:2, 1:2]
+    y, pull_back = jax.vjp(fast_convolution.convolve, x, kernel)
+    assert largest(y, np.einsum('bhwc,cd->bhwd', x, kernel[0, 0])) < 5 * DOUBLE
+    dx, dkernel = pull_back(g)
+    assert largest(dx, np.einsum('bhwd,cd->bhwc', g, kernel[0, 0])) < 6 * DOUBLE
+    assert largest(dkernel[0, 0], np.einsum('bhwc,bhwd->cd', x, g)) < 2 * 12 * 7 * DOUBLE
+  text = jax.jit(fast_convolution.convolve).lower(*arrays(dtype=np.float32)[:1], jnp.zeros((1, 1, 5, 6))).as_text()
+  assert 'dot_general' in text.split('stablehlo.case')[-1]
+
+
 def test_rounding_is_near_that_of_the_definition():
   x, kernel, _ = arrays((1, 32, 32, 256), 64, np.float32)
   x = jax.nn.relu(x)

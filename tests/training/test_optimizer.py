@@ -61,6 +61,16 @@ def adam_in_numpy(parameters, gradients, rates, *, clip_norm=0.0):
   return parameters
 
 
+def test_the_encoder_goes_slower():
+  params = {'encoder': {'a': jnp.ones(3)}, 'neck': jnp.ones(2)}
+  gradients = jax.tree.map(lambda x: jnp.linspace(-1, 2, x.size), params)
+  slow, plain = (optimizer.adam(lambda step: 0.1, clip_norm=1.0, encoder_factor=factor) for factor in (0.25, 1.0))
+  ours, theirs = (one.update(gradients, one.init(params), params)[0] for one in (slow, plain))
+  np.testing.assert_allclose(ours['encoder']['a'], theirs['encoder']['a'] / 4, rtol=1e-6)
+  np.testing.assert_array_equal(ours['neck'], theirs['neck'])
+  assert jax.tree.structure(slow.init(params)) == jax.tree.structure(plain.init(params))
+
+
 @pytest.mark.parametrize('clip_norm', [0.0, 1.5])
 def test_three_steps_of_adam(clip_norm):
   """One gradient is about as small as epsilon, so that epsilon counts; the rate changes after two steps."""

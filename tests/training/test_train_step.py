@@ -120,6 +120,21 @@ def test_loss_gradient_and_update(batch, plain_step):
   assert int(after.step) == 1
 
 
+def test_frozen_parameters_have_no_gradient(batch, plain_step):
+  """The others' gradients are as before, and only theirs is told."""
+  plain = plain_step(state_after(), batch)[0]
+  frozen = optimizer.adam(lambda step: 1e-3, freeze='heat|embed')
+  step = make_train_step(Constants(), frozen, seed=0, colour_jitter=0, lighting=0, freeze='heat|embed', **RADIUS)
+  state = state_after().replace(opt_state=frozen.init(state_after().params))
+  after, metrics = jax.jit(step)(state, batch)
+  (mine,), (theirs,) = ([s.mu for s in one.opt_state if hasattr(s, 'mu')] for one in (after, plain))
+  np.testing.assert_array_equal(mine['offset'], theirs['offset'])
+  np.testing.assert_allclose(metrics['gradient_norm'], np.linalg.norm(mine['offset']) / 0.1, rtol=1e-5)
+  for name in ('heat', 'embed'):
+    assert not np.any(mine[name]) and np.any(theirs[name])
+    np.testing.assert_array_equal(after.params[name], state.params[name])
+
+
 def test_groups_are_those_of_the_norms(batch, plain_step):
   """Images 1, 2 and 3, 4 are two groups: the loss is the mean of the two batches' losses."""
 

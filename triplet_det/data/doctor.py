@@ -15,6 +15,7 @@ import numpy as np
 from triplet_det.categories import CategoryTable
 from triplet_det.data import image_files, systematic_faults
 from triplet_det.data.annotations import Annotations
+from triplet_det.data.augmentation import scale_to
 from triplet_det.data.pipeline import Source, read_ahead
 
 SIZES = ('small', 'medium', 'large')
@@ -52,7 +53,8 @@ class Examination:
 
   path: str  # of the annotations
   categories: CategoryTable
-  scale: float  # share of their resolution that the images are worked on at; areas and sides are of images scaled so
+  scales: np.ndarray  # [M] float64, shares of their resolution that images are worked on at; areas and sides are so
+  resolution: str  # what the config says of that
   counts: np.ndarray  # [C, 3] int64, objects per class and size (`SIZES`, by the annotated area, as COCO does)
   sides: np.ndarray  # [n] float64, root of width x height of each object, pixels
   objects: np.ndarray  # [M] int64, per image
@@ -100,12 +102,14 @@ class Diagnosis:
     return [f'wrong: {text}' for text in self.fatal] + [f'warning: {text}' for text in self.warnings]
 
 
-def examine(source: Source, *, scale: float = 1.0, crowds_are_objects: bool = False) -> Examination:
+def examine(
+  source: Source, *, scale: float = 1.0, image_side: int = 0, crowds_are_objects: bool = False
+) -> Examination:
   """Counts what the annotations of a source hold.
 
   Args:
     source: the split.
-    scale: config.image_scale.
+    scale, image_side: config.image_scale and config.image_side.
     crowds_are_objects: config.augment.train_on_crowd; in an evaluation they never are.
 
   Raises:
@@ -114,15 +118,17 @@ def examine(source: Source, *, scale: float = 1.0, crowds_are_objects: bool = Fa
   known = source.annotations
   chosen = ~known.crowd | crowds_are_objects
   image_of = np.repeat(np.arange(len(known)), np.diff(known.starts))[chosen]
-  size = np.digitize(known.areas[chosen] * scale**2, AREAS)
+  scales = np.array([scale * scale_to(image_side, *size) for size in known.image_sizes.tolist()])
+  size = np.digitize(known.areas[chosen] * scales[image_of] ** 2, AREAS)
   cells = len(known.categories) * len(SIZES)
   counts = np.bincount(known.classes[chosen] * len(SIZES) + size, minlength=cells).reshape(-1, len(SIZES))
-  pixels = known.image_sizes[image_of, ::-1] * scale  # x, y
+  pixels = known.image_sizes[image_of, ::-1] * scales[image_of, None]  # x, y
   boxes = known.boxes[chosen].astype(np.float64)
   return Examination(
     path=known.path,
     categories=known.categories,
-    scale=scale,
+    scales=scales,
+    resolution=f'image_side {image_side}' if image_side else f'image_scale {scale:g}',
     counts=counts,
     sides=np.sqrt(((boxes[:, 2:] - boxes[:, :2]) * pixels).prod(axis=1)),
     objects=np.bincount(image_of, minlength=len(known)),
@@ -288,15 +294,16 @@ def _sizes(train: Examination, smallest_crop: float) -> list[str]:
   if tiny > 0.5:
     which = 'all objects are' if tiny == 1 else f'{tiny:.0%} of the objects are'
     warnings.append(
-      f'{which} smaller than {TINY} x {TINY} pixels, two cells of the output, at image_scale {train.scale:g} '
-      f'(median {np.median(train.sides):.1f}): give a larger image_scale'
+      f'{which} smaller than {TINY} x {TINY} pixels, two cells of the output, at {train.resolution} '
+      f'(median {np.median(train.sides):.1f}): give a larger {train.resolution.split()[0]}'
     )
-  inside = train.image_sizes.max(axis=1) * train.scale < smallest_crop
+  inside = train.image_sizes.max(axis=1) * train.scales < smallest_crop
   if inside.mean() > 0.1:
     warnings.append(
-      f'{inside.sum():,} of {len(inside):,} training images are smaller at image_scale {train.scale:g} than the '
+      f'{inside.sum():,} of {len(inside):,} training images are smaller at {train.resolution} than the '
       f'smallest crop of {smallest_crop:.0f} pixels, so the network sees much black around them: give a smaller '
-      'input_size or a larger image_scale' + first_of([train.file_names[i] for i in np.flatnonzero(inside)])
+      f'input_size or a larger {train.resolution.split()[0]}'
+      + first_of([train.file_names[i] for i in np.flatnonzero(inside)])
     )
   return warnings
 

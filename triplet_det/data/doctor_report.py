@@ -3,6 +3,7 @@
 from collections import Counter
 
 import numpy as np
+from absl import logging
 
 from triplet_det.data.doctor import AREAS, SIZES, Diagnosis, Examination
 
@@ -21,7 +22,7 @@ def brief(diagnosis: Diagnosis) -> list[str]:
     shares = split.counts.sum(axis=0) / max(1, split.counts.sum())
     sizes = ', '.join(f'{name} {share:.0%}' for name, share in zip(SIZES, shares))
     lines.append(f'{title}: {len(split.objects):,} images, {split.objects.sum():,} objects: {", ".join(named)}')
-    lines.append(f'  per image {_spread(split.objects)}; at image_scale {split.scale:g} {sizes}')
+    lines.append(f'  per image {_spread(split.objects)}; at {split.resolution} {sizes}')
     if split.repairs:
       lines.append('  ' + '; '.join(f'{repair.what}: {repair.count:,}' for repair in split.repairs))
   findings = diagnosis.findings
@@ -29,6 +30,14 @@ def brief(diagnosis: Diagnosis) -> list[str]:
     shown = BRIEF - len(lines) - 1
     findings[shown:] = [f'and {len(findings) - shown} more, which --config.mode=check_data shows']
   return lines + findings
+
+
+def log(diagnosis: Diagnosis) -> None:
+  """Logs the few lines. Raises ValueError with all that makes training impossible."""
+  for line in brief(diagnosis):
+    logging.info('%s', line)
+  if diagnosis.fatal:
+    raise ValueError('; '.join(diagnosis.fatal))
 
 
 def full(diagnosis: Diagnosis) -> str:
@@ -44,11 +53,11 @@ def full(diagnosis: Diagnosis) -> str:
     lines.append(f'  objects per image: {_spread(split.objects)}')
     if len(split.sides):
       sides = _spread(split.sides)
-      lines.append(f'  root of width x height of objects, pixels at image_scale {split.scale:g}: {sides}')
+      lines.append(f'  root of width x height of objects, pixels at {split.resolution}: {sides}')
     lines += ['  repaired or left out:', *(f'    {repair}' for repair in split.repairs or ['nothing'])]
   for title, split in diagnosis.splits.items():
     lines += ['', *_class_table(title, split)]
-  lines.append(f'\nsizes by the annotated area at image_scale: small < {AREAS[0]} <= medium < {AREAS[1]} <= large')
+  lines.append(f'\nsizes by the annotated area at that resolution: small < {AREAS[0]} <= medium < {AREAS[1]} <= large')
   lines += ['', *(diagnosis.findings or ['nothing is wrong'])]
   return '\n'.join(lines)
 

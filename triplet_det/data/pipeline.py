@@ -71,14 +71,20 @@ def _augmented(
   input_size: int,
   max_objects: int,
   train_on_crowd: bool,
-  **draw_settings,
+  image_side: int,
+  scales: Sequence[float],
+  border: int,
+  flip: bool,
 ) -> dict[str, np.ndarray]:
   """One row of a batch."""
   image = record.decode()
   height, width = image.shape[:2]
   keep = ~record.crowd | train_on_crowd
   boxes = record.boxes[keep] * np.array([width, height, width, height], np.float64)
-  draws = augmentation.draw(rng, height, width, **draw_settings)
+  own = augmentation.scale_to(image_side, height, width)
+  draws = augmentation.draw(
+    rng, height, width, scales=[scale / own for scale in scales], border=round(border / own), flip=flip
+  )
   example = augmentation.apply(image, boxes, record.classes[keep], draws, input_size)
   if len(example.boxes) > max_objects:
     logging.log_first_n(
@@ -103,6 +109,7 @@ def train_batches(
   prefetch: int = 4,
   host_index: int = 0,
   host_count: int = 1,
+  image_side: int = 0,
   scales: Sequence[float] = augmentation.SCALES,
   border: int = 128,
   flip: bool = True,
@@ -121,6 +128,7 @@ def train_batches(
     num_threads: threads in each process.
     prefetch: batches that each process makes in advance.
     host_index, host_count: this host's share; see the head of this file.
+    image_side: pixels that the longer side of every image is scaled to before anything else; 0 leaves it as it is.
     scales, border, flip: `augmentation.draw`.
     max_objects: N, slots per image; the N largest objects stay (the published program ends at the 129th object).
     train_on_crowd: quirk: the published programs take a crowd box for one object (True); False leaves crowds out.
@@ -144,6 +152,7 @@ def train_batches(
   transform = functools.partial(
     _augmented,
     input_size=input_size,
+    image_side=image_side,
     scales=tuple(scales),
     border=border,
     flip=flip,

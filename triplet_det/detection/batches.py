@@ -8,6 +8,7 @@ import cv2
 import jax
 import numpy as np
 
+from triplet_det.data.augmentation import scale_to
 from triplet_det.detection import nms
 from triplet_det.detection.canvas import Placement, canvas_size, check_image, place, resized_size
 from triplet_det.detection.settings import Settings
@@ -19,7 +20,8 @@ Keyed = tuple[Hashable, np.ndarray]  # an image [height, width, 3] and what it i
 
 def canvases_of(height: int, width: int, settings: Settings) -> Canvases:
   """The canvases for an image of this size."""
-  return tuple(canvas_size(*resized_size(height, width, s), settings.canvas_multiple) for s in settings.scales)
+  own = scale_to(settings.image_side, height, width)
+  return tuple(canvas_size(*resized_size(height, width, s * own), settings.canvas_multiple) for s in settings.scales)
 
 
 def in_batches(
@@ -60,7 +62,8 @@ def place_batch(
   `size` is the (height, width) of canvases that are larger than the images need.
   """
   how = dict(nominal_scale=settings.nominal_scale, cut_last_line=settings.cut_last_line, size=size)
-  placed = [place(image, scale, settings.canvas_multiple, **how) for image in images]
+  own = [scale_to(settings.image_side, *image.shape[:2]) for image in images]
+  placed = [place(image, scale * one, settings.canvas_multiple, **how) for image, one in zip(images, own)]
   placed += [placed[0]] * (rows - len(placed))
   return jax.tree.map(lambda *a: np.stack(a), *placed)
 

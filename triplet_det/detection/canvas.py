@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from flax import struct
 
+from triplet_det.data.augmentation import interpolation
+
 
 @struct.dataclass
 class Placement:
@@ -59,7 +61,7 @@ def place(
   old_height, old_width = image.shape[:2]
   height, width = resized_size(old_height, old_width, scale)
   if (height, width) != (old_height, old_width):
-    image = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=cv2.INTER_LINEAR)
+    image = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=interpolation(scale))
   own_height, own_width = canvas_size(height, width, multiple)
   canvas = np.zeros((*(size or (own_height, own_width)), 3), np.uint8)
   top, left = canvas.shape[0] // 2 - height // 2, canvas.shape[1] // 2 - width // 2

@@ -16,6 +16,7 @@ from etils import epath
 
 from triplet_det.categories import CategoryTable
 from triplet_det.data import image_files
+from triplet_det.data.augmentation import scale_to
 from triplet_det.detection import exported_file, inference, paper_figures
 from triplet_det.detection.batches import canvases_of
 from triplet_det.detection.canvas import check_image
@@ -95,7 +96,8 @@ class LoadedDetector:
     tester = self.tester
     if isinstance(tester, exported_file.ExportedDetector):
       raise ValueError(f'{self.about["checkpoint"]} is an exported file and gives boxes only: load the run folder')
-    where = dict(scale=tester.settings.center_scale, canvas_multiple=tester.settings.canvas_multiple)
+    scale = tester.settings.center_scale * scale_to(tester.settings.image_side, *image.shape[:2])
+    where = dict(scale=scale, canvas_multiple=tester.settings.canvas_multiple)
     return paper_figures.heatmaps(tester.apply_fn, tester.variables, image, **where)
 
 

@@ -13,6 +13,7 @@ from triplet_det.run import config_limits
 class Settings:
   """How images are tested. The defaults are sound; `PUBLISHED_*` repeat the programs behind the papers' tables."""
 
+  image_side: int = 0  # pixels that the longer side of an image is scaled to before `scales`; 0: as it is
   scales: tuple[float, ...] = (1.0,)
   center_scale: float = 1.0  # the one of the scales whose centers serve the boxes of all
   mirror: bool = True  # each image together with its mirror image: even the paper's "single-scale" does
@@ -38,6 +39,8 @@ class Settings:
   def __post_init__(self):
     if not self.scales or min(self.scales) <= 0:
       raise ValueError(f'scales must be one or more positive numbers, got {self.scales}')
+    if self.image_side < 0:
+      raise ValueError(f'image_side must be 0 or pixels of the longer side, got {self.image_side}')
     if self.canvas_multiple < 1 or self.canvas_multiple & (self.canvas_multiple - 1):
       raise ValueError(f'canvas_multiple must be a power of two, got {self.canvas_multiple}')
     if self.center_rule not in CENTER_RULES:
@@ -65,8 +68,11 @@ PUBLISHED_CORNERNET_MULTI_SCALE = dataclasses.replace(
 KNOWN = tuple(field.name for field in dataclasses.fields(Settings))
 
 
-def settings_for(test: Mapping, image_scale: float = 1.0) -> Settings:
-  """The settings of a config or checkpoint, for images that are worked on at `image_scale` of their resolution."""
+def settings_for(test: Mapping, image_scale: float = 1.0, image_side: int | None = None) -> Settings:
+  """The settings of a config or checkpoint, for images that are worked on at `image_scale` of their resolution.
+
+  `image_side`: see `Settings`; None keeps that of `test`.
+  """
   if unknown := sorted(set(test) - set(KNOWN)):
     raise ValueError(
       f'unknown test settings {", ".join(unknown)}; known: {", ".join(KNOWN)}. If a checkpoint brings them, it is of '
@@ -77,6 +83,8 @@ def settings_for(test: Mapping, image_scale: float = 1.0) -> Settings:
     raise ValueError(f'test.center_scale is {values["center_scale"]}: give one of test.scales, {values["scales"]}')
   values['scales'] = tuple(scale * image_scale for scale in values['scales'])
   values['center_scale'] *= image_scale
+  if image_side is not None:
+    values['image_side'] = image_side
   return Settings(**values)
 
 

@@ -20,6 +20,9 @@ from triplet_det.structs import KeypointMaps
 # least memory and a third more arithmetic. XLA computes norms and ReLUs again by itself (docs/scaling.md).
 REMAT = ('none', 'blocks')
 ENCODERS = ('hourglass', LITE0_NAME)  # the paper's, and one that can start with the weights of ImageNet
+# What the norms of an encoder that comes with weights normalise with in training: the statistics of the batch, as all
+# other norms, or its running statistics, fixed at those that it brings; a few images at a time know less than ImageNet.
+ENCODER_NORMS = ('batch', 'fixed')
 CORNERS = {'top_left': 'tl', 'bottom_right': 'br'}  # and how `KeypointMaps` call them
 
 
@@ -42,6 +45,7 @@ class DetectorConfig:
   norm_running: str = 'all'  # groups that update the running statistics; published: 'first'
   remat: str = 'none'  # one of REMAT
   encoder: str = 'hourglass'  # one of ENCODERS
+  encoder_norms: str = 'batch'  # one of ENCODER_NORMS
 
   def __post_init__(self):
     if len(self.dims) != len(self.blocks) or len(self.dims) < 2:
@@ -49,7 +53,10 @@ class DetectorConfig:
         f'dims and blocks need one entry per level and at least 2 levels: {len(self.dims)} dims {self.dims}, '
         f'{len(self.blocks)} blocks {self.blocks}'
       )
-    for key, possible in (('norm_running', ('all', 'first')), ('remat', REMAT), ('encoder', ENCODERS)):
+    for key, possible in (
+      *(('norm_running', ('all', 'first')), ('remat', REMAT)),
+      *(('encoder', ENCODERS), ('encoder_norms', ENCODER_NORMS)),
+    ):
       if getattr(self, key) not in possible:
         raise ValueError(f'model.{key} is {getattr(self, key)!r}; possible: {", ".join(possible)}')
     if self.encoder != 'hourglass' and (self.stacks, len(self.dims)) != (1, len(TAPS)):
@@ -91,12 +98,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
   ),
   'photos': dict(
     encoder=LITE0_NAME,
+    encoder_norms='fixed',
     stacks=1,
-    dims=(32, 48, 64, 96),
+    dims=(24, 48, 64, 96),
     blocks=(1, 1, 1, 0),
     stem_width=0,
     head_width=32,
-    pool_width=32,
+    pool_width=16,
     num_classes=80,
   ),
 }
@@ -120,7 +128,7 @@ class Detector(nn.Module):
     )
 
     if c.encoder == LITE0_NAME:
-      x = EfficientNetLite0(numerics, inverted, name='encoder')(images, train)
+      x = EfficientNetLite0(numerics, inverted, name='encoder')(images, train and c.encoder_norms == 'batch')
       x = Ascent(c.dims, c.blocks, numerics, residual, name='ascent')(x, train)
       feature = ConvBlock(c.head_width, 3, numerics, name='feature_0')(x, train)
       return [self._branches(feature, 0, numerics, train)]

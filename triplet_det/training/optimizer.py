@@ -58,15 +58,21 @@ def scaled_rate(base: float, batch_size: int, reference_batch: int) -> float:
   return scaled
 
 
-def adam(rate: optax.Schedule, *, clip_norm: float = 0.0, freeze: str = '') -> optax.GradientTransformation:
+def adam(
+  rate: optax.Schedule, *, clip_norm: float = 0.0, freeze: str = '', encoder_factor: float = 1.0
+) -> optax.GradientTransformation:
   """Adam (0.9, 0.999, 1e-8) as published: no weight decay; gradients clipped to `clip_norm` if it is above 0.
 
   `freeze`: parameters that are not updated, see `frozen_share`. Neither is their gradient in the norm that is clipped.
   The running statistics of frozen norms still follow the data: a training step normalises with those of its batch,
   frozen or not, and testing has to use statistics of the same data.
+
+  `encoder_factor`: the share of the rate for the parameters of an encoder that starts with what it has learnt already.
   """
   clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()  # neither has a state
   inner = optax.chain(clip, optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8), optax.scale_by_learning_rate(rate))
+  if encoder_factor != 1:
+    inner = _scaling(inner, encoder_factor)
   return _freezing(inner, freeze) if freeze else inner
 
 
@@ -96,6 +102,26 @@ def frozen_share(params: Any, freeze: str) -> float:
       f'modules: {modules}'
     )
   return sum(sizes[path] for path in frozen) / sum(sizes.values())
+
+
+def _scaling(inner: optax.GradientTransformation, factor: float) -> optax.GradientTransformation:
+  """`inner`, whose updates of the encoder are multiplied by `factor`; its state stays that of `inner`."""
+
+  def update(gradients, state, params=None):
+    updates, state = inner.update(gradients, state, params)
+    scaled = {name: jax.tree.map(lambda x: x * factor, part) for name, part in updates.items() if name == 'encoder'}
+    return {**updates, **scaled}, state
+
+  return optax.GradientTransformation(inner.init, update)
+
+
+def without_gradients(params: Any, freeze: str) -> Any:
+  """`params` of which those that `freeze` matches are constants, so that no gradient of theirs is computed."""
+  if not freeze:
+    return params
+  return jax.tree_util.tree_map_with_path(
+    lambda at, x: jax.lax.stop_gradient(x) if re.match(freeze, _path(at)) else x, params
+  )
 
 
 def _freezing(inner: optax.GradientTransformation, freeze: str) -> optax.GradientTransformation:

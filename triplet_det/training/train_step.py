@@ -13,6 +13,7 @@ from triplet_det.models import fast_convolution, input_pixels
 from triplet_det.models.detector import Detector
 from triplet_det.structs import Batch
 from triplet_det.training import colour_augmentation, losses, targets
+from triplet_det.training.optimizer import without_gradients
 
 
 @struct.dataclass
@@ -71,6 +72,7 @@ def make_train_step(
   published_radius: bool = False,
   accumulate: int = 1,
   average_decay: float = 0.0,
+  freeze: str = '',
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """The step as a pure function, to be jitted by the caller with the state donated.
 
@@ -84,6 +86,7 @@ def make_train_step(
       optimizer. With norm groups the result is that of the whole batch; without, each part is a group of its own.
     average_decay: of the moving averages of parameters and statistics, which the state must have; 0 keeps none. The
       first steps decay faster, (1 + k) / (10 + k), so that the averages forget the initial weights.
+    freeze: parameters that `optimizer` does not update, see `optimizer.frozen_share`: their gradients are zero.
 
   Returns:
     (state, Batch) -> (state after the step, metrics): `loss`, its terms, and `gradient_norm`, float32 scalars.
@@ -94,7 +97,7 @@ def make_train_step(
     images = input_pixels.normalise(colour_augmentation.distort(batch.images.astype(jnp.float32) / 255, draws))
     radius = dict(min_overlap=min_overlap, published_radius=published_radius)
     goal = targets.of_batch(batch, num_classes=config.num_classes, **radius)
-    variables = {'params': params, 'batch_stats': batch_stats}
+    variables = {'params': without_gradients(params, freeze), 'batch_stats': batch_stats}
     maps, updated = module.apply(variables, images, train=True, mutable=['batch_stats'])
     loss, terms = losses.detection_loss(maps, goal, group=config.norm_group)
     return loss, (dict(terms, loss=loss), updated['batch_stats'])
