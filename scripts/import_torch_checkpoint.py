@@ -26,7 +26,7 @@ from triplet_det.categories import COCO, CategoryTable
 from triplet_det.data.layouts.coco_json import read_annotations
 from triplet_det.detection.settings import PUBLISHED_CENTERNET, PUBLISHED_CORNERNET
 from triplet_det.models import torch_file, torch_import
-from triplet_det.run import checkpoints, output_paths
+from triplet_det.run import checkpoints, download, output_paths
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
@@ -101,21 +101,25 @@ def write_run(
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('file', help='.pkl or .pth of the authors, or of a network trained with their code')
+  parser.add_argument(
+    'file', help='.pkl or .pth of the authors, or of a network trained with their code; or a link to one'
+  )
   parser.add_argument('out', help='run folder to write')
   parser.add_argument('--annotations', help='COCO JSON with the categories, in order (default: COCO itself)')
   parser.add_argument('--step', type=int, help='training steps (default: the number at the end of the file name)')
   parser.add_argument('--sha256', help='refuse the file if this is not its checksum')
   arguments = parser.parse_args()
-  digits = re.search(r'(\d+)$', Path(arguments.file).stem)
+  digits = re.search(r'(\d+)$', Path(arguments.file.partition('#')[0]).stem)
   step = arguments.step if arguments.step is not None else int(digits[1]) if digits else 0
   try:
-    file, out = output_paths.local(arguments.file), output_paths.local(arguments.out)
+    out = output_paths.local(arguments.out)
+    is_link = download.is_link(arguments.file)
+    file = download.fetch(arguments.file) if is_link else output_paths.local(arguments.file)
     digest = checksum(file, arguments.sha256)
     check_new(out, [file, os.path.expanduser(arguments.annotations or '')])
     state_dict = read_state_dict(file)
     record = write_run(state_dict, out, arguments.annotations, step)
-  except (ValueError, FileNotFoundError) as error:
+  except (ValueError, OSError, ImportError) as error:
     parser.error(f'{arguments.file}: {error}')
   kind = 'CenterNet' if record.model['center_branch'] else 'CornerNet'
   stacks, classes = record.model['stacks'], len(record.categories)

@@ -8,6 +8,7 @@ against what is there.
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import re
@@ -25,7 +26,7 @@ import pytest
 import triplet_det
 from scripts import docs_pictures
 from scripts.paper import table_runs
-from tests import documented, forks
+from tests import documented, forks, link_server, tiny_detector
 from tests.documented import ROOT
 from tests.tiny_coco import write_tiny_coco
 from triplet_det.data.shapes_dataset import CATEGORIES
@@ -75,6 +76,7 @@ AOT = 'scripts/aot_compile.py --config configs/triplet.py:hg=104 --topology v5e:
 MINE = f'{MAIN} photos --workdir runs/mine --config.data.root=FOLDER'
 IMPORTED = {'runs/centernet_104': 'WORKDIR'}  # of a tiny run instead of from the authors
 BUCKET = {'gs://bucket/run': 'WORKDIR', 'gs://bucket/cornernet': 'WORKDIR'}
+LINK = 'https://example.com/mine.tar.gz#sha256=0123456789abcdef'
 SMALL_PAGE = {'configs/shapes.py': '{folder}/small.py'}
 
 # In the order in which they are executed; a command whose run folder is that of an earlier one continues it.
@@ -83,6 +85,7 @@ HERE = {
   f'{MAIN} shapes --workdir runs/shapes': Typed(overrides(SCENES)),
   f'{PREDICT} --checkpoint runs/shapes --out boxes PHOTO_OR_FOLDER_OR_VIDEO...': Typed(),
   f'{PREDICT} --checkpoint runs/shapes --out boxes PATH...': Typed(),
+  f'{PREDICT} --checkpoint demo --out boxes PHOTO_OR_FOLDER...': Typed(),
   f'{EXPORT} detector.zip --sizes 512x512': Typed(),
   f'{EXPORT} shapes.zip': Typed(('--sizes', '64x64')),
   f'{PREDICT} --figures --checkpoint RUN --out DIR PHOTO...': Typed(instead={'RUN': 'runs/shapes', 'DIR': 'figures'}),
@@ -149,7 +152,7 @@ BY_CI = [
 # What installs an extra, or packages -> the file that names these.
 INSTALLED = {
   **dict.fromkeys(['pip install -q -e .', "pip install -q -e '.[pretrained]'"], 'setup.py'),
-  **dict.fromkeys(["pip install -e '.[torch]'", "pip install -e '.[tpu]'"], 'setup.py'),
+  **dict.fromkeys([f"pip install -e '.[{extra}]'" for extra in ('torch', 'tpu', 'hf')], 'setup.py'),
   'pip install pillow-heif': 'triplet_det/data/image_files.py',
   'pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt': 'scripts/aot_compile.py',
 }
@@ -207,6 +210,8 @@ BY_TEST = {
   ],
   'tests/scripts/test_import_torch_checkpoint.py::test_there_and_back': [
     'scripts/import_torch_checkpoint.py CenterNet-104_480000.pkl runs/centernet_104',
+    'scripts/import_torch_checkpoint.py CenterNet-52_480000.pkl runs/centernet_52',
+    'scripts/import_torch_checkpoint.py CornerNet_500000.pkl runs/cornernet_104',
     'scripts/export_torch_checkpoint.py runs/mine CenterNet-104_480000.pkl',
   ],
   'tests/scripts/test_tables.py::test_a_config_of_the_user_s_own': [
@@ -278,7 +283,17 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def ended(folder, tmp_path_factory):
+def link(tmp_path_factory):
+  """Of a server on loopback, to the archive of a run folder."""
+  run = tiny_detector.write_run(tmp_path_factory.mktemp('linked') / 'mine')
+  archive = Path(shutil.make_archive(str(run), 'gztar', run.parent, run.name))
+  with link_server.started() as server:
+    server.files['/mine.tar.gz'] = link_server.Served(archive.read_bytes())
+    yield f'{server.url}/mine.tar.gz#sha256={hashlib.sha256(archive.read_bytes()).hexdigest()}'
+
+
+@pytest.fixture(scope='module')
+def ended(folder, link, tmp_path_factory):
   """Command of HERE -> how it ended; the last are the blocks of Python."""
   typed = {}
   for command, how in HERE.items():
@@ -286,12 +301,12 @@ def ended(folder, tmp_path_factory):
     words = [word.replace('{folder}', str(folder)) for word in (words[1:] if words[0] == 'python' else words)]
     typed[command] = forks.Command(tuple(words), folder=str(folder))
   for block in documented.python_blocks():
-    typed[block.code] = forks.Command(('-c', block.code), folder=str(folder))
+    typed[block.code] = forks.Command(('-c', block.code.replace(LINK, link)), folder=str(folder))
   compiled = str(jax.config.jax_compilation_cache_dir)
   home = folder / 'home'  # whatever the commands keep in ~
   (home / '.cache').mkdir(parents=True)
   (home / '.cache/triplet_det').symlink_to(compiled)
-  environment = dict(HOME=str(home), JAX_COMPILATION_CACHE_DIR=compiled)
+  environment = dict(HOME=str(home), XDG_CACHE_HOME='', JAX_COMPILATION_CACHE_DIR=compiled)
   said = tmp_path_factory.mktemp('said')
   return dict(zip(typed, forks.run(list(typed.values()), said, timeout=600, **environment)))
 
@@ -351,7 +366,11 @@ def test_the_pictures_of_the_documentation(ended, folder, monkeypatch):
 
 @pytest.mark.parametrize(
   ('page', 'expected'),
-  [('README.md', r'\[\[.*\'({})\''), ('docs/predictions.md', r'([1-9]|1\d|20) boxes, with higher scores \[')],
+  [
+    ('README.md', r'\[\[.*\'({})\''),
+    ('docs/links.md', r'http://127\.0\.0\.1:\d+/mine'),
+    ('docs/predictions.md', r'([1-9]|1\d|20) boxes, with higher scores \['),
+  ],
 )
 def test_the_python_of_the_documentation(ended, page, expected):
   (block,) = (block for block in documented.python_blocks() if block.path == ROOT / page)

@@ -55,8 +55,8 @@ STOREYS = {
   'run': [
     ['config_flag'],
     ['command_line', 'metric_writers'],
-    ['checkpoints', 'progress'],
-    ['config_history', 'config_limits', 'endings', 'in_use', 'json_files', 'own_commit', 'run_record'],
+    ['checkpoints', 'download', 'progress'],
+    ['config_history', 'config_limits', 'endings', 'in_use', 'json_files', 'own_commit', 'run_archive', 'run_record'],
     ['array_digest', 'output_paths', 'standard_streams', 'stop_signal'],
   ],
   'training': [

@@ -5,9 +5,11 @@ scripts are in test_scripts.py, of the tables in test_tables.py, contradictions 
 """
 
 import dataclasses
+import io
 import json
 import os
 import shutil
+import tarfile
 import textwrap
 import zipfile
 from pathlib import Path
@@ -16,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests import foreign_export, forks, torch_files
+from tests import foreign_export, forks, link_server, torch_files
 from tests.tiny_coco import CATEGORIES, write_tiny_coco
 from triplet_det import train
 from triplet_det.categories import COCO, CategoryTable
@@ -44,7 +46,8 @@ DATA_FLAGS = [
 class Mistake:
   """A command, and parts of the message: what was given, what was possible, what to do.
 
-  `{tmp}`, `{coco}` and `{cache}` in them stand for folders: everything of the test, a COCO download, compiled programs.
+  `{tmp}`, `{coco}` and `{cache}` in them stand for folders: everything of the test, a COCO download, compiled programs;
+  `{server}` for a server on loopback.
   """
 
   words: tuple[str, ...]
@@ -1065,6 +1068,88 @@ TORCH = {
   ),
 }
 
+LINKS = {
+  'a link to nothing': predict(
+    '--checkpoint={server}/none.zip',
+    given='{server}/none.zip: the server says 404 Not Found',
+    possible='404',
+    do='give a link to a file that is there',
+  ),
+  'a link without a network': predict(
+    '--checkpoint=http://127.0.0.1:1/run.zip',
+    given='http://127.0.0.1:1/run.zip: no connection',
+    possible='Connection refused',
+    do='connect to the network, or give a file on this machine',
+  ),
+  'a link that anybody could change': predict(
+    '--checkpoint=http://example.com/run.zip',
+    given='http://example.com/run.zip is not https://',
+    possible='only https:// is followed',
+    do='give such a link',
+  ),
+  'a link to a page': predict(
+    '--checkpoint={server}/download',
+    given="{server}/download does not lead to a file by its name 'download'",
+    possible='possible are .zip, .tar, .tar.gz, .tgz, .pth, .pt, .pkl',
+    do='give a link to one',
+  ),
+  'a link with half a digest': predict(
+    '--checkpoint={server}/run.zip#sha256=12',
+    given="behind # it says 'sha256=12'",
+    possible='8 to 64 digits of 0-9 and a-f',
+    do='give these',
+  ),
+  'a link to another file': predict(
+    '--checkpoint={server}/run.zip#sha256=00000000',
+    given='{server}/run.zip has SHA-256 ',
+    possible='the link says 00000000',
+    do='not the file that was meant: ask whoever gave the link',
+  ),
+  'a link that breaks off': predict(
+    '--checkpoint={server}/short.zip',
+    given='{server}/short.zip: broken off after 4 of 9 bytes',
+    possible='3 times in a row',
+    do='the same command tries again, and continues where the server lets it',
+  ),
+  'a start from a link to nothing': mine(
+    '--config.init_from={server}/none.tar',
+    given='{server}/none.tar: the server says 404 Not Found',
+    possible='404',
+    do='give a link to a file that is there',
+  ),
+  'an archive without a run folder': mine(
+    '--config.init_from={server}/none_inside.tar',
+    given='none_inside.tar has no run folder in it',
+    possible='with best/ or checkpoints/',
+    do='give an archive of one (.zip, .tar, .tar.gz, .tgz)',
+  ),
+  'an archive that leads out of its folder': predict(
+    '--checkpoint={server}/out.zip',
+    given="'../out' leads out of ",
+    possible='names must stay in this folder',
+    do='out.zip: it is not followed',
+  ),
+  'a PyTorch file behind a link': predict(
+    '--checkpoint={server}/net.pth',
+    given='{server}/net.pth is a PyTorch file',
+    possible='make a run folder of it first',
+    do='python scripts/import_torch_checkpoint.py {server}/net.pth RUN_FOLDER',
+  ),
+  'half a link to the hub': predict(
+    '--checkpoint=hf://owner/run.zip',
+    given='hf://owner/run.zip is none of the hub',
+    possible='hf://OWNER/REPO/FILE',
+    do='give hf://OWNER/REPO/FILE or hf://OWNER/REPO@REVISION/FILE',
+  ),
+  'no PyTorch file behind a link': script(
+    'import_torch_checkpoint',
+    *('{server}/none.pth', '{tmp}/imported'),
+    given='{server}/none.pth: the server says 404 Not Found',
+    possible='404',
+    do='give a link to a file that is there',
+  ),
+}
+
 FLIPPED = {
   'a flipped bit in a record': predict(
     '--checkpoint={tmp}/flipped',
@@ -1140,6 +1225,7 @@ MISTAKES = (
   | FIELDS
   | DEVICES
   | CHECKPOINTS
+  | LINKS
   | COMMANDS
   | CALLS
   | VERSIONS
@@ -1299,11 +1385,24 @@ def write_files(folder: Path) -> dict[str, Path]:
   return dict(tmp=folder, coco=coco.root, cache=Path(jax.config.jax_compilation_cache_dir))
 
 
+def serve(files):
+  """What LINKS lead to."""
+  files['/run.zip'] = link_server.Served(b'x')
+  files['/short.zip'] = link_server.Served(b'x' * 9, ranges=False, breaks=[4] * 3)
+  with zipfile.ZipFile(out := io.BytesIO(), 'w') as archive:
+    archive.writestr('../out', '')
+  files['/out.zip'] = link_server.Served(out.getvalue())
+  with tarfile.open(fileobj=(none := io.BytesIO()), mode='w') as archive:
+    archive.addfile(tarfile.TarInfo('a.txt'))
+  files['/none_inside.tar'] = link_server.Served(none.getvalue())
+
+
 @pytest.fixture(scope='module')
 def places(tmp_path_factory):
   places = write_files(tmp_path_factory.mktemp('mistakes'))
-  with in_use(places['tmp'] / 'held', 'none'):
-    yield places
+  with in_use(places['tmp'] / 'held', 'none'), link_server.started() as server:
+    serve(server.files)
+    yield places | dict(server=server.url)
 
 
 @pytest.fixture(scope='module')
@@ -1313,7 +1412,8 @@ def ended(places, tmp_path_factory):
     forks.Command(tuple(word.format(**places) for word in mistake.words), devices=mistake.devices)
     for mistake in MISTAKES.values()
   ]
-  return dict(zip(MISTAKES, forks.run(commands, tmp_path_factory.mktemp('said'))))
+  downloads = str(tmp_path_factory.mktemp('downloads'))
+  return dict(zip(MISTAKES, forks.run(commands, tmp_path_factory.mktemp('said'), TRIPLET_DET_DOWNLOADS=downloads)))
 
 
 def message(mistake: Mistake, said: str) -> str:

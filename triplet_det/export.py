@@ -191,7 +191,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def main() -> None:
   parser = argparse.ArgumentParser(prog='python -m triplet_det.export', description='Packs a detector into one file.')
-  parser.add_argument('--checkpoint', required=True, help='run folder, checkpoint folder, or demo')
+  parser.add_argument('--checkpoint', required=True, help='run folder, checkpoint folder, a link, or demo')
   parser.add_argument('--out', required=True, help='the file, ending in .zip')
   sizes = 'image sizes WIDTHxHEIGHT, each a program for its canvas (default: 640x480 480x640 640x640)'
   parser.add_argument('--sizes', nargs='+', type=parse_size, default=COCO_SIZES, metavar='WxH', help=sizes)

@@ -25,7 +25,7 @@ def _parse() -> argparse.Namespace:
     prog='python -m triplet_det.predict', description='Detects objects in images; boxes are x1 y1 x2 y2 in pixels.'
   )
   parser.add_argument('paths', nargs='*', help='images, videos, folders or glob patterns')
-  parser.add_argument('--checkpoint', help='run folder, checkpoint folder, exported file, or demo')
+  parser.add_argument('--checkpoint', help='run folder, checkpoint folder, exported file, a link, or demo')
   parser.add_argument('--out', required=True, help='folder for detections.json and the drawings')
   parser.add_argument('--threshold', type=float, default=0.3, help='lowest score (default %(default)s)')
   parser.add_argument('--batch_size', type=int, default=8, help='images per batch (default %(default)s)')

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import triplet_det
-from tests import torch_files
+from tests import link_server, torch_files
 from tests.golden_state import NETWORKS, read, state_dict
 from triplet_det.detection import trained_network
 from triplet_det.detection.settings import PUBLISHED_CENTERNET, PUBLISHED_CORNERNET
@@ -43,6 +43,21 @@ def annotations(tmp_path):
   path = tmp_path / 'five_classes.json'
   path.write_text(json.dumps(CATEGORIES))
   return path
+
+
+def test_from_a_link(annotations, tmp_path, monkeypatch):
+  monkeypatch.setenv('TRIPLET_DET_DOWNLOADS', str(tmp_path / 'downloads'))
+  weights = state_dict(read('small_net_cornernet'))
+  arrays = {key: np.array(value) for key, value in weights.items()}
+  content = torch_files.write(tmp_path / 'a.pth', arrays, zipped=True).read_bytes()
+  digest = hashlib.sha256(content).hexdigest()
+  with link_server.started() as server:
+    server.files['/net_500000.pth'] = link_server.Served(content, breaks=[999])
+    link = f'{server.url}/net_500000.pth#sha256={digest[:8]}'
+    done = run('import_torch_checkpoint', link, tmp_path / 'run', '--annotations', annotations)
+  assert done.returncode == 0, done.stderr
+  assert f'SHA-256 of net_500000.pth: {digest}' in done.stdout and 'step 500000' in done.stdout
+  assert checkpoints.load_weights(tmp_path / 'run')[1].step == 500_000
 
 
 @pytest.mark.parametrize('zipped', [True, False])

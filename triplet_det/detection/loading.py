@@ -22,6 +22,7 @@ from triplet_det.detection.batches import canvases_of
 from triplet_det.detection.canvas import check_image
 from triplet_det.detection.result import ImageDetections
 from triplet_det.detection.settings import Settings, change, settings_for
+from triplet_det.run import download
 from triplet_det.structs import Detections
 
 DEMO = 'demo'  # the detector of the embedded data set that comes with the package
@@ -112,8 +113,9 @@ def load(
   """The detector of a run folder, a checkpoint folder or an exported file.
 
   Args:
-    checkpoint: a run folder (its best weights are taken), one checkpoint folder in it, a file of `export`, or 'demo',
-      the small detector of the embedded data set that comes with the package.
+    checkpoint: a run folder (its best weights are taken), one checkpoint folder in it, a file of `export`, 'demo',
+      the small detector of the embedded data set that comes with the package, or a link, as `run.download` takes them,
+      to a file of `export` or an archive of a run folder.
     settings: how to test; None takes the run's own.
     batch_size: images of one size that go through the network together. An exported file brings its own.
     max_pixels: an image file of more pixels is refused before it is decoded.
@@ -121,13 +123,15 @@ def load(
 
   Raises:
     FileNotFoundError: no checkpoint there.
+    ConnectionError: a link without a network.
     ValueError: not a checkpoint, an unknown setting, or other settings for an exported file.
   """
+  given, checkpoint = checkpoint, _on_this_machine(checkpoint)
   if is_exported(checkpoint):
     if settings is not None or changes:
       raise ValueError(f'{checkpoint} is exported, and its settings with it: give others to triplet_det.export')
     tester = exported_file.ExportedDetector(checkpoint)
-    about = dict(checkpoint=str(checkpoint), step=tester.sidecar.checkpoint['step'], weights=tester.weights_digest)
+    about = dict(checkpoint=str(given), step=tester.sidecar.checkpoint['step'], weights=tester.weights_digest)
     return LoadedDetector(tester, tester.categories, about, max_pixels)
 
   from triplet_det.detection import trained_network
@@ -139,12 +143,13 @@ def load(
   with concurrent.futures.ThreadPoolExecutor(1) as beside:
     digest = beside.submit(_digest, variables)
     tester = trained_network.make_detector(module, variables, settings, batch_size=batch_size)
-  about = dict(checkpoint=str(checkpoint), step=record.step, weights=digest.result())
+  about = dict(checkpoint=str(given), step=record.step, weights=digest.result())
   return LoadedDetector(tester, record.categories, about, max_pixels)
 
 
 def is_exported(checkpoint: epath.PathLike) -> bool:
-  return str(checkpoint).endswith(exported_file.SUFFIX)
+  """By its name; what is behind a link shows once it is here."""
+  return str(checkpoint).endswith(exported_file.SUFFIX) and not download.is_link(checkpoint)
 
 
 def read_weights(checkpoint: epath.PathLike) -> tuple[dict, Any]:
@@ -154,12 +159,19 @@ def read_weights(checkpoint: epath.PathLike) -> tuple[dict, Any]:
 
   if str(checkpoint) == DEMO:
     return demo.load_weights()
-  if Path(checkpoint).suffix in ('.pkl', '.pth', '.pt'):
+  return checkpoints.load_weights(_on_this_machine(checkpoint))
+
+
+def _on_this_machine(checkpoint: epath.PathLike) -> epath.PathLike:
+  """What is behind a link, an archive unpacked; all else as it is. ValueError for a PyTorch file."""
+  is_link = download.is_link(checkpoint)
+  name = str(checkpoint).partition('#')[0] if is_link else str(checkpoint)
+  if name.endswith(('.pkl', '.pth', '.pt')):
     raise ValueError(
       f'{checkpoint} is a PyTorch file: make a run folder of it first, '
       f'python scripts/import_torch_checkpoint.py {checkpoint} RUN_FOLDER'
     )
-  return checkpoints.load_weights(checkpoint)
+  return download.fetch_run(str(checkpoint)) if is_link else checkpoint
 
 
 def read_image(

@@ -48,8 +48,8 @@ def initialise(
 
   Args:
     state: fresh, with its shardings, which the result has too.
-    checkpoint: a run folder, trained or imported (its best weights are taken), one checkpoint folder in it, 'demo', or
-      'imagenet' for an encoder that has learnt from it.
+    checkpoint: a run folder, trained or imported (its best weights are taken), one checkpoint folder in it, 'demo', a
+      link (`run.download`), or 'imagenet' for an encoder that has learnt from it.
     categories, model: of this run.
 
   Raises:
