@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from triplet_det.categories import CategoryTable
+from triplet_det.detection.batches import canvases_of
 from triplet_det.detection.loading import LoadedDetector
 from triplet_det.detection.settings import Settings
 from triplet_det.models import detector
@@ -49,6 +50,9 @@ class Colours:
     boxes = np.array([[1, 2, width / 2, height / 2], [3, 4, width, height], [0, 0, 5.5, 6.25]], np.float32)
     scores = np.sort(np.array([red, green, blue], np.float32) / 255)[::-1]
     return Detections(boxes, scores, np.array([0, 2, 1], np.int32), np.ones(3, bool))
+
+  def canvases_for(self, image, key):
+    return canvases_of(*image.shape[:2], self.settings)
 
   def stream(self, keyed_images, failed=None):
     """In batches and, as the true one, not in the order that they came in."""

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from triplet_det import train
 from triplet_det.data import pipeline
-from triplet_det.detection import batches, canvas, inference, trained_network
+from triplet_det.detection import canvas, inference, launching, trained_network
 from triplet_det.detection.settings import Settings, settings_for
 from triplet_det.devices import compiler, roofline, sharding
 from triplet_det.devices.compiled_program import Program, bytes_on_device, compile_program
@@ -145,7 +145,7 @@ def _detection(
   """What `inference.Detector` runs for images of one `size` on the devices of a host, beside the training's state."""
   mesh = sharding.make_mesh(list(devices))
   over_rows, everywhere = sharding.over_data(mesh), sharding.replicated(mesh)
-  rows = batches.rows_for(batch_size, over_rows)
+  rows = launching.rows_for(batch_size, over_rows)
   height, width = canvas.canvas_size(*size, settings.canvas_multiple)
   canvases = jax.ShapeDtypeStruct((rows, height, width, 3), np.uint8, sharding=over_rows)
   pair = jax.ShapeDtypeStruct((rows, 2), np.float32, sharding=over_rows)

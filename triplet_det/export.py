@@ -25,8 +25,9 @@ import triplet_det
 from triplet_det.detection import exported_contents, inference, loading, trained_network
 from triplet_det.detection.batches import Canvases, canvases_of
 from triplet_det.detection.canvas import Placement
-from triplet_det.detection.exported_file import FORMAT, SIDECAR, SUFFIX, WEIGHTS, Program, Sidecar
+from triplet_det.detection.exported_file import WEIGHTS
 from triplet_det.detection.settings import Settings, change, settings_for
+from triplet_det.detection.sidecar import FORMAT, SIDECAR, ZIP, Program, Sidecar, check_sidecar
 from triplet_det.models import detector, input_pixels
 from triplet_det.run import checkpoints, command_line, output_paths
 
@@ -130,7 +131,7 @@ def export(
       triplet_det=triplet_det.__version__, jax=jax.__version__, date=datetime.datetime.now(datetime.UTC).isoformat()
     ),
   )
-  exported_contents.check_sidecar(json.loads(json.dumps(dataclasses.asdict(sidecar))), out)
+  check_sidecar(json.loads(json.dumps(dataclasses.asdict(sidecar))), out)
   unfinished = output_paths.unfinished(out)  # which no command takes for a detector; the next export replaces it
   with zipfile.ZipFile(unfinished, 'w', zipfile.ZIP_DEFLATED) as archive:
     archive.writestr(SIDECAR, json.dumps(dataclasses.asdict(sidecar), indent=1))
@@ -164,8 +165,8 @@ def lower(
 def _check(checkpoint, out: Path, sizes, platforms: Sequence[str], batch_size: int) -> None:
   if loading.is_exported(checkpoint):
     raise ValueError(f'{checkpoint} is exported already: give the run folder')
-  if out.suffix != SUFFIX:
-    raise ValueError(f'the exported file is a zip, its name must end in {SUFFIX}: got {out}')
+  if out.suffix != ZIP:
+    raise ValueError(f'the exported file is a zip, its name must end in {ZIP}: got {out}')
   unknown = [one for one in platforms if one not in PLATFORMS]
   if unknown or not platforms:
     raise ValueError(f'unknown platform {", ".join(unknown) or "(none given)"}; possible: {", ".join(PLATFORMS)}')

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from scripts.timing.quiet_pairs import Program
-from triplet_det.detection import batches, inference, trained_network
+from triplet_det.detection import batches, inference, launching, trained_network
 from triplet_det.detection.settings import PUBLISHED_CENTERNET, PUBLISHED_CORNERNET, Settings
 from triplet_det.devices import compiler, roofline
 from triplet_det.models import detector
@@ -133,7 +133,7 @@ def compile_parts(
     'network': lambda: jax.block_until_ready(compiled(variables, images)),
     'decoding': lambda: jax.block_until_ready(decode(maps, placement)),
     'post-processing': lambda: list(
-      batches.per_image([0], pairs if settings.stale_rows else on_device(pairs), settings)
+      launching.per_image([0], pairs if settings.stale_rows else on_device(pairs), settings)
     ),
     'whole image': lambda: whole([image]),
   }
@@ -158,7 +158,7 @@ def decoding(settings: Settings, height: int, width: int, num_classes: int, *, c
   decode = after_network(settings, canvas)
 
   def run():
-    ((_, found),) = batches.per_image([0], decode(maps, placement), settings)
+    ((_, found),) = launching.per_image([0], decode(maps, placement), settings)
     return found
 
   return run

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from triplet_det.detection.nms import METHODS, soft_nms, soft_nms_in_place
+from triplet_det.detection.nms import soft_nms, soft_nms_in_place
+from triplet_det.detection.nms_rule import METHODS
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / 'golden' / 'nms.npz')
 SETS = ('clump', 'dense', 'spread', 'one', 'ties', 'low', 'dup', 'none')

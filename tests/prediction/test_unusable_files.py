@@ -12,7 +12,7 @@ import pytest
 
 from tests.data.test_image_files import bomb
 from tests.tiny_detector import SETTINGS, Colours, stand_in
-from triplet_det.detection import batches
+from triplet_det.detection import launching
 from triplet_det.devices import compiler
 from triplet_det.pictures import video
 from triplet_det.prediction import over_files
@@ -130,10 +130,10 @@ def test_a_batch_that_memory_is_too_short_for(error, is_late, monkeypatch):
   monkeypatch.setattr(jax, 'device_get', wait)
   given = [(n, [(f'{n}{one}', IMAGE) for one in 'ab']) for n in range(3)]
   told = []
-  found = [key for key, _ in batches.detect(given, launch, SETTINGS, lambda *what: told.append(what))]
+  found = [key for key, _ in launching.detect(given, launch, SETTINGS, lambda *what: told.append(what))]
   assert found == ['0a', '0b', '2a', '2b'] and told == [('1a', str(error)), ('1b', str(error))]
   with pytest.raises(type(error)):
-    list(batches.detect(given, launch, SETTINGS))
+    list(launching.detect(given, launch, SETTINGS))
 
 
 def test_another_error_of_the_device_is_no_matter_of_memory():
@@ -141,7 +141,7 @@ def test_another_error_of_the_device_is_no_matter_of_memory():
     raise jax.errors.JaxRuntimeError('INTERNAL: broken')
 
   with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
-    list(batches.detect([(0, [('a', IMAGE)])], launch, SETTINGS, lambda *what: None))
+    list(launching.detect([(0, [('a', IMAGE)])], launch, SETTINGS, lambda *what: None))
 
 
 def test_a_program_larger_than_the_machine(monkeypatch):

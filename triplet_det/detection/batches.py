@@ -1,18 +1,13 @@
-"""Images to batches and back: those whose canvases are equal share one; their results are cut into images again."""
+"""Images to batches: those whose canvases are equal share one. Free of JAX."""
 
 import collections
-import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
-import cv2
-import jax
 import numpy as np
 
 from triplet_det.data.augmentation import scale_to
-from triplet_det.detection import nms
 from triplet_det.detection.canvas import Placement, canvas_size, check_image, place, resized_size
 from triplet_det.detection.settings import Settings
-from triplet_det.structs import Detections, Pairs
 
 Canvases = tuple[tuple[int, int], ...]  # (height, width) of the canvas at each scale
 Keyed = tuple[Hashable, np.ndarray]  # an image [height, width, 3] and what it is called
@@ -48,12 +43,6 @@ def in_batches(
   yield from waiting.items()
 
 
-def rows_for(count: int, sharding: jax.sharding.NamedSharding | None) -> int:
-  """Rows of the batch for `count` images: as many on every device."""
-  devices = 1 if sharding is None else sharding.num_devices
-  return -(-count // devices) * devices
-
-
 def place_batch(
   images: Sequence[np.ndarray], scale: float, settings: Settings, rows: int, size: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, Placement]:
@@ -65,49 +54,5 @@ def place_batch(
   own = [scale_to(settings.image_side, *image.shape[:2]) for image in images]
   placed = [place(image, scale * one, settings.canvas_multiple, **how) for image, one in zip(images, own)]
   placed += [placed[0]] * (rows - len(placed))
-  return jax.tree.map(lambda *a: np.stack(a), *placed)
-
-
-def detect(
-  batches: Iterable[tuple[Canvases, list[Keyed]]],
-  launch: Callable[[Canvases, Sequence[np.ndarray]], Detections | Pairs],
-  settings: Settings,
-  failed: Callable[[Hashable, str], None] | None = None,
-) -> Iterator[tuple[Hashable, Detections]]:
-  """Detections of every image; the next batch is prepared and launched while the device works on the one before.
-
-  Args:
-    batches: of `in_batches`.
-    launch: sends the images of a batch to the device, and returns without waiting for its result.
-    settings: of the test.
-    failed: is told the key of every image of a batch that memory is too short for, and the reason; None raises.
-  """
-
-  def attempt(batch: list[Keyed], step: Callable, *arguments) -> Detections | Pairs | None:
-    try:
-      return step(*arguments)
-    except (MemoryError, jax.errors.JaxRuntimeError, cv2.error) as error:
-      words = 'RESOURCE_EXHAUSTED', 'Out of memory', 'Insufficient memory'  # of XLA, of its CPU, of OpenCV
-      if failed is None or not (isinstance(error, MemoryError) or any(word in str(error) for word in words)):
-        raise
-      for key, _ in batch:
-        failed(key, (str(error) or 'MemoryError').splitlines()[0])
-
-  launched = ((batch, attempt(batch, launch, canvases, [image for _, image in batch])) for canvases, batch in batches)
-  for (batch, result), _ in itertools.pairwise(itertools.chain(launched, [None])):
-    if result is not None and (result := attempt(batch, jax.device_get, result)) is not None:
-      yield from per_image([key for key, _ in batch], result, settings)
-
-
-def per_image(
-  keys: Sequence[Hashable], result: Detections | Pairs, settings: Settings
-) -> Iterator[tuple[Hashable, Detections]]:
-  """Waits for a batch's result of `inference.finish` and cuts it into images: NumPy, valid rows only, no padding."""
-  result = jax.device_get(result)
-  for i, key in enumerate(keys):
-    rows = np.flatnonzero(result.valid[i])
-    one = jax.tree.map(lambda a: a[i][rows], result)  # noqa: B023, used at once
-    if settings.stale_rows:  # Pairs, whose order matters
-      corners = one.tl_scores, one.br_scores
-      one = nms.soft_nms_in_place(one.boxes, one.scores, one.classes, *corners, **settings.nms_settings())
-    yield key, one
+  canvases, placements = zip(*placed)
+  return np.stack(canvases), Placement(*map(np.stack, zip(*placements)))

@@ -1,25 +1,23 @@
 """Images on canvases: a test image is resized and centered in black, so that few sizes have to be compiled.
 
-Free of programs for the device; this is what the host does to an image before the network sees it.
+Free of JAX; this is what the host does to an image before the network sees it.
 """
 
 from collections.abc import Hashable
+from typing import Any, NamedTuple
 
 import cv2
-import jax
 import numpy as np
-from flax import struct
 
 from triplet_det.data.augmentation import interpolation
 
 
-@struct.dataclass
-class Placement:
-  """Where the resized images lie in their canvases; (x, y)."""
+class Placement(NamedTuple):
+  """Where the resized images lie in their canvases; (x, y); arrays of NumPy or JAX."""
 
-  border: jax.Array  # [B, 2] float32, canvas pixels left of and above the image
-  size: jax.Array  # [B, 2] float32, pixels of the resized image
-  scale: jax.Array  # [B, 2] float32, resized / original
+  border: Any  # [B, 2] float32, canvas pixels left of and above the image
+  size: Any  # [B, 2] float32, pixels of the resized image
+  scale: Any  # [B, 2] float32, resized / original
 
 
 def canvas_size(height: int, width: int, multiple: int) -> tuple[int, int]:

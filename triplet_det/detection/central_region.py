@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from triplet_det.detection.settings import CENTER_RULES
 from triplet_det.structs import Pairs, Peaks
 
 SMALL_BOX = 150.0  # pixels; the side below which a box counts as small (Sec. 3.1)
 SMALL_N, LARGE_N = 3, 5  # a small box needs a larger region (n = 3), or true centers are missed
-CENTER_RULES = ('best', 'first')
 
 
 def central_region(boxes: jax.Array, *, n: int | None = None) -> jax.Array:

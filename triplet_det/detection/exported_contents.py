@@ -9,7 +9,7 @@ import graphlib
 import math
 import reprlib
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
@@ -17,11 +17,7 @@ from jax import export as jax_export
 from jax.extend import mlir
 from jax.interpreters.mlir import ir, make_ir_context
 
-from triplet_det.detection.settings import Settings
-
 INFLATION, SMALL = 20, 2**26  # a zip unpacks to at most so many times its own bytes; to 64 MiB without asking
-MAX_CANVASES = 2**29  # bytes of the images of one call
-MAX_CATEGORIES = 10_000
 MAX_OPERATIONS = 1_000_000  # with every call written out; hourglass-104 at five scales for four platforms has 60,000
 
 # All that `export` writes, for any network, settings and platform, as in `test_exported_contents`.
@@ -50,64 +46,6 @@ def read(archive: zipfile.ZipFile, name: str) -> bytes:
   """A member of a zip, of which no more is unpacked than `check_sizes` was told."""
   with archive.open(name) as file:
     return file.read(archive.getinfo(name).file_size)
-
-
-def check_sidecar(content: Mapping[str, Any], path: object) -> None:
-  """Raises ValueError that names the first field of detector.json whose type or size is not as `export` writes it."""
-
-  def need(name: str, value: Any, fits: bool, wanted: str) -> None:
-    if not fits:
-      raise ValueError(
-        f'{path}: {name} of detector.json is {reprlib.repr(value)}, it must be {wanted}: export the detector again'
-      )
-
-  def whole(value: Any, low: int, high: int) -> bool:
-    return type(value) is int and low <= value <= high
-
-  for name in ('arguments', 'results', 'preprocessing', 'checkpoint', 'settings', 'versions'):
-    need(name, content[name], isinstance(content[name], dict), 'an object')
-  for name in ('programs', 'platforms', 'categories'):
-    need(name, content[name], isinstance(content[name], list) and content[name], 'a list with something in it')
-  need('platforms', content['platforms'], all(isinstance(one, str) for one in content['platforms']), 'a list of texts')
-  need('batch_size', content['batch_size'], whole(content['batch_size'], 1, 2**16), 'a whole number of 1 to 65536')
-  for name in ('jax', 'triplet_det'):
-    need(f'versions.{name}', content['versions'][name], isinstance(content['versions'][name], str), 'a text')
-  step = content['checkpoint']['step']
-  need('checkpoint.step', step, whole(step, 0, 2**62), 'a number of steps')
-
-  known = {field.name: (field.type, field.default) for field in dataclasses.fields(Settings)}
-  for name, value in content['settings'].items():
-    if name in known:  # others are refused by `settings_for`
-      need(f'settings.{name}', value, _is_setting(value, *known[name]), f'as {known[name][1]!r} is')
-  scales, stale_rows = content['settings']['scales'], content['settings'].get('stale_rows')
-  need('settings.center_scale', content['settings'].get('center_scale'), 'center_scale' in content['settings'], 'given')
-  need('settings.stale_rows', stale_rows, not stale_rows, 'false, because no program can do it')
-
-  table = content['categories']
-  need('the number of categories', len(table), len(table) <= MAX_CATEGORIES, f'at most {MAX_CATEGORIES}')
-  for one in table:
-    fits = isinstance(one, dict) and whole(one.get('id'), -(2**62), 2**62) and isinstance(one.get('name'), str)
-    need('a category', one, fits, 'an object with id, a whole number, and name, a text')
-
-  for one in content['programs']:
-    fits = isinstance(one, dict) and isinstance(one.get('file'), str) and isinstance(one.get('canvases'), list)
-    need('a program', one, fits, 'an object with file, a name, and canvases, a list')
-    name, canvases = one['file'], one['canvases']
-    need('file', name, name.startswith('programs/') and '..' not in name, 'in programs/ of the zip')
-    fits = all(isinstance(c, list) and len(c) == 2 and all(whole(side, 1, 2**15 - 1) for side in c) for c in canvases)
-    fits = fits and len(canvases) == len(scales)
-    need('canvases', canvases, fits, f'{len(scales)} times [height, width], each of 1 to {2**15 - 1}, one a scale')
-    size = 3 * content['batch_size'] * sum(height * width for height, width in canvases)
-    fits = size <= MAX_CANVASES
-    need(f'the size of {content["batch_size"]} images on {canvases}', size, fits, f'at most {MAX_CANVASES} bytes')
-
-
-def _is_setting(value: Any, kind: Any, default: Any) -> bool:
-  if isinstance(default, tuple):
-    return isinstance(value, list) and 1 <= len(value) <= 100 and all(_is_setting(one, float, 1.0) for one in value)
-  if kind in (bool, int, str):
-    return type(value) is kind
-  return (value is None and kind is not float) or (type(value) in (int, float) and -1e9 < value < 1e9)
 
 
 def check_program(exported: jax_export.Exported, arguments: Any, max_detections: int, what: str) -> int:

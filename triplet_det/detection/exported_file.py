@@ -7,14 +7,12 @@ The file is a zip:
 A zip keeps a CRC-32 of each, which is compared when it is read.
 """
 
-import dataclasses
 import io
-import json
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import IO
 
 import jax
 import numpy as np
@@ -24,49 +22,16 @@ from jax import export as jax_export
 
 from triplet_det.categories import CategoryTable
 from triplet_det.detection import exported_contents
-from triplet_det.detection.batches import Canvases, Keyed, canvases_of, detect, in_batches, place_batch
+from triplet_det.detection.batches import Canvases, Keyed, in_batches, place_batch
+from triplet_det.detection.launching import detect
 from triplet_det.detection.settings import settings_for
+from triplet_det.detection.sidecar import SIDECAR, Program, Sidecar, read_sidecar
 from triplet_det.devices import compiler
 from triplet_det.run import array_digest
 from triplet_det.structs import Detections
 
-FORMAT = 1
-SIDECAR, WEIGHTS = 'detector.json', 'weights.npz'
-SUFFIX = '.zip'
+WEIGHTS = 'weights.npz'
 _BROKEN = zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, EOFError  # what a zip can raise
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """One of the programs of a file, for the images of one canvas size."""
-
-  file: str  # in the zip
-  canvases: Canvases
-
-  def __str__(self) -> str:
-    return ' + '.join(f'{width} x {height}' for height, width in self.canvases)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sidecar:
-  """What a program of another kind needs to know as well to run the file; detector.json has these names."""
-
-  format: int
-  programs: tuple[Program, ...]
-  platforms: tuple[str, ...]
-  batch_size: int
-  arguments: Mapping[str, str]  # of the programs, in order, with shapes and units
-  results: Mapping[str, str]
-  preprocessing: Mapping[str, Any]
-  settings: Mapping[str, Any]  # `Settings`
-  categories: tuple[Mapping[str, Any], ...]  # as a COCO JSON lists them; their order is the class index
-  checkpoint: Mapping[str, Any]
-  versions: Mapping[str, str]
-
-  @classmethod
-  def from_json(cls, content: Mapping) -> 'Sidecar':
-    programs = tuple(Program(one['file'], tuple(map(tuple, one['canvases']))) for one in content['programs'])
-    return cls(**{**content, 'programs': programs})
 
 
 class ExportedDetector:
@@ -97,7 +62,8 @@ class ExportedDetector:
       with path.open('rb') as file, zipfile.ZipFile(file) as archive:
         packed = file.seek(0, io.SEEK_END)
         exported_contents.check_sizes(archive, packed)
-        self.sidecar = _read_sidecar(archive, path)
+        self.sidecar = read_sidecar(exported_contents.read(archive, SIDECAR), path)
+        _check_platforms(self.sidecar, path)
         self._serialised = {one.canvases: exported_contents.read(archive, one.file) for one in self.sidecar.programs}
         self.weights_digest = f'{archive.getinfo(WEIGHTS).CRC:08x}'
         content = exported_contents.read(archive, WEIGHTS)  # wholly: only then its CRC is compared
@@ -143,16 +109,7 @@ class ExportedDetector:
 
   def canvases_for(self, image: np.ndarray, key: Hashable) -> Canvases:
     """The smallest canvases of the file that hold the image; ValueError says what there is if it is too large."""
-    height, width = image.shape[:2]
-    needed = canvases_of(height, width, self.settings)
-    fitting = [there for there in self._serialised if (np.array(there) >= needed).all()]
-    if not fitting:
-      sizes = ', '.join(map(str, self.sidecar.programs))
-      raise ValueError(
-        f'image {key!r} of {width} x {height} pixels needs a canvas of {Program("", needed)}; {self._path.name} has '
-        f'{sizes}: export it again with --sizes {width}x{height}, or make the image smaller'
-      )
-    return min(fitting, key=lambda there: sum(height * width for height, width in there))
+    return self.sidecar.canvases_for(image, key, self.settings, self._path)
 
   def _launch(self, canvases: Canvases, images: Sequence[np.ndarray]) -> Detections:
     """Sends a batch to the device; returns without waiting for it."""
@@ -187,20 +144,7 @@ class ExportedDetector:
     return self._programs[canvases]
 
 
-def _read_sidecar(archive: zipfile.ZipFile, path: epath.Path) -> Sidecar:
-  try:
-    content = json.loads(exported_contents.read(archive, SIDECAR))
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f'{path}: {SIDECAR} in it is no JSON ({error}): export the detector again') from error
-  if type(content['format']) is not int:
-    raise TypeError(f'its format is {content["format"]!r}')
-  if content['format'] > FORMAT:
-    raise ValueError(
-      f'{path} is of format {content["format"]} (triplet_det {content["versions"]["triplet_det"]}), this triplet_det '
-      f'reads formats up to {FORMAT}: update it'
-    )
-  exported_contents.check_sidecar(content, path)
-  sidecar = Sidecar.from_json(content)
+def _check_platforms(sidecar: Sidecar, path: epath.Path) -> None:
   backend = jax.default_backend()
   names = ('cuda', 'rocm') if backend == 'gpu' else (backend,)
   if not set(names) & set(sidecar.platforms):
@@ -208,7 +152,6 @@ def _read_sidecar(archive: zipfile.ZipFile, path: epath.Path) -> Sidecar:
       f'{path} was exported for {", ".join(sidecar.platforms)}, this process runs on {backend}: export it again with '
       f'--platforms {names[0]}, or choose another device, JAX_PLATFORMS={sidecar.platforms[0]}'
     )
-  return sidecar
 
 
 def _read_weights(file: IO[bytes], packed: int, path: epath.Path) -> dict[str, np.ndarray]:

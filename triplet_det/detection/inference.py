@@ -13,9 +13,10 @@ from absl import logging
 from flax import struct
 
 from triplet_det.detection import decode, nms
-from triplet_det.detection.batches import Keyed, canvases_of, detect, in_batches, place_batch, rows_for
+from triplet_det.detection.batches import Canvases, Keyed, canvases_of, in_batches, place_batch
 from triplet_det.detection.canvas import Placement, check_image
 from triplet_det.detection.central_region import keep_triplets
+from triplet_det.detection.launching import detect, rows_for
 from triplet_det.detection.settings import Settings
 from triplet_det.devices import compiler
 from triplet_det.models import input_pixels
@@ -231,9 +232,13 @@ class Detector:
 
     Incomplete batches are padded to `batch_size`, so every canvas size needs one program only. At most `max_waiting`
     images (default 16 batches) wait for others of their canvas; then the fullest batch goes as it is. `failed` is told
-    of images that memory is too short for, see `batches.detect`.
+    of images that memory is too short for, see `launching.detect`.
     """
     return self._detect(keyed_images, max_waiting or 16 * self.batch_size, failed, padded=True)
+
+  def canvases_for(self, image: np.ndarray, key: Hashable) -> Canvases:
+    """The canvases that an image, whatever its key, goes onto."""
+    return canvases_of(*image.shape[:2], self.settings)
 
   def proposals(self, images: Sequence[np.ndarray]) -> list[Proposals]:
     """What each image's detections were chosen from, in order: NumPy, valid pairs only, all centers.

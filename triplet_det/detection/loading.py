@@ -1,6 +1,7 @@
 """A trained detector as a function: `detector = triplet_det.load('runs/shapes')`, `detector([image, 'photo.jpg'])`.
 
-An exported file is run without the code of the network; what only checkpoints need is imported when one is loaded.
+An exported file is run without the code of the network, and an ONNX file without JAX; what only one kind of detector
+needs is imported when one is loaded.
 """
 
 import concurrent.futures
@@ -8,22 +9,23 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 from etils import epath
 
 from triplet_det.categories import CategoryTable
 from triplet_det.data import image_files
 from triplet_det.data.augmentation import scale_to
-from triplet_det.detection import exported_file, inference, paper_figures
-from triplet_det.detection.batches import canvases_of
+from triplet_det.detection import sidecar
 from triplet_det.detection.canvas import check_image
 from triplet_det.detection.result import ImageDetections
 from triplet_det.detection.settings import Settings, change, settings_for
 from triplet_det.run import download
-from triplet_det.structs import Detections
+
+if TYPE_CHECKING:
+  from triplet_det.detection import exported_file, inference, onnx_file, paper_figures
+  from triplet_det.structs import Detections
 
 DEMO = 'demo'  # the detector of the embedded data set that comes with the package
 
@@ -40,7 +42,7 @@ class LoadedDetector:
 
   def __init__(
     self,
-    tester: inference.Detector | exported_file.ExportedDetector,
+    tester: 'inference.Detector | exported_file.ExportedDetector | onnx_file.OnnxDetector',
     categories: CategoryTable,
     about: Mapping[str, Any],
     max_pixels: int = image_files.MAX_PIXELS,
@@ -66,7 +68,7 @@ class LoadedDetector:
     arrays = [check_image(self._as_array(image), i) for i, image in enumerate(images)]
     return [self.wrap(found) for found in self.tester(arrays)]
 
-  def wrap(self, found: Detections) -> ImageDetections:
+  def wrap(self, found: 'Detections | ImageDetections') -> ImageDetections:
     """The rows of one image, as the user gets them."""
     return ImageDetections(found.boxes, found.scores, found.classes, self.categories)
 
@@ -81,21 +83,19 @@ class LoadedDetector:
 
   def check(self, image: np.ndarray, name: str) -> None:
     """Raises ValueError for an image that needs too large a canvas, or one that an exported file does not have."""
-    tester = self.tester
-    if isinstance(tester, exported_file.ExportedDetector):
-      canvases = tester.canvases_for(image, name)
-    else:
-      canvases = canvases_of(*image.shape[:2], tester.settings)
+    canvases = self.tester.canvases_for(image, name)
     largest = max(canvases, key=math.prod)
     image_files.check_pixels(largest, name, self.max_pixels, ' of the largest canvas')
 
-  def heatmaps(self, image: np.ndarray) -> paper_figures.Heatmaps:
+  def heatmaps(self, image: np.ndarray) -> 'paper_figures.Heatmaps':
     """The corner and center heatmaps of an image at the scale of the centers, in its own pixels.
 
     ValueError for an exported file, which gives boxes only.
     """
+    from triplet_det.detection import paper_figures
+
     tester = self.tester
-    if isinstance(tester, exported_file.ExportedDetector):
+    if not hasattr(tester, 'apply_fn'):
       raise ValueError(f'{self.about["checkpoint"]} is an exported file and gives boxes only: load the run folder')
     scale = tester.settings.center_scale * scale_to(tester.settings.image_side, *image.shape[:2])
     where = dict(scale=scale, canvas_multiple=tester.settings.canvas_multiple)
@@ -130,7 +130,7 @@ def load(
   if is_exported(checkpoint):
     if settings is not None or changes:
       raise ValueError(f'{checkpoint} is exported, and its settings with it: give others to triplet_det.export')
-    tester = exported_file.ExportedDetector(checkpoint)
+    tester = _exported(checkpoint)
     about = dict(checkpoint=str(given), step=tester.sidecar.checkpoint['step'], weights=tester.weights_digest)
     return LoadedDetector(tester, tester.categories, about, max_pixels)
 
@@ -149,7 +149,17 @@ def load(
 
 def is_exported(checkpoint: epath.PathLike) -> bool:
   """By its name; what is behind a link shows once it is here."""
-  return str(checkpoint).endswith(exported_file.SUFFIX) and not download.is_link(checkpoint)
+  return str(checkpoint).endswith(sidecar.SUFFIXES) and not download.is_link(checkpoint)
+
+
+def _exported(path: epath.PathLike) -> 'exported_file.ExportedDetector | onnx_file.OnnxDetector':
+  if str(path).endswith(sidecar.ONNX):
+    from triplet_det.detection import onnx_file
+
+    return onnx_file.OnnxDetector(path)
+  from triplet_det.detection import exported_file
+
+  return exported_file.ExportedDetector(path)
 
 
 def read_weights(checkpoint: epath.PathLike) -> tuple[dict, Any]:
@@ -208,6 +218,8 @@ def _is_pil(image) -> bool:
 
 def _digest(variables) -> str:
   """Tells other weights from these."""
+  import jax
+
   digest = 0
   for leaf in jax.tree.leaves(variables):
     digest = zlib.crc32(np.ascontiguousarray(leaf).data, digest)

@@ -4,46 +4,13 @@ Both work class by class: the best box is kept and lowers the scores of the boxe
 testing also moves it to a weighted mean of those boxes, without moving what it is compared with.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from triplet_det.detection.nms_rule import Rule
 from triplet_det.structs import Detections
-
-METHODS = ('gaussian', 'linear', 'hard')
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-  """How overlapped boxes lose their scores: the keyword arguments of both routines."""
-
-  # 'gaussian' multiplies scores by exp(-iou^2 / sigma); 'linear' by 1 - iou and 'hard' by 0, both over the threshold.
-  method: str = 'gaussian'
-  sigma: float = 0.5
-  overlap_threshold: float = 0.5  # IoU
-  score_threshold: float = 0.001  # a box that is overlapped and falls below this is dropped
-  max_detections: int = 100  # D
-  # True, the published convention: x2, y2 are the last pixels inside, so sides are x2 - x1 + 1, and boxes less than a
-  # pixel apart overlap.
-  inclusive: bool = False
-  # None keeps boxes. A number e (the published multi-scale test: 10) moves each kept box to the mean of itself and the
-  # boxes of its class still there, weighted by (1 - w)^e, w the factor on their scores, times the top-left score for
-  # x1, y1 and the bottom-right score for x2, y2.
-  merge_exponent: float | None = None
-
-  def __post_init__(self):
-    if self.method not in METHODS:
-      raise ValueError(f'unknown soft-NMS method {self.method!r}; possible: {", ".join(METHODS)}')
-
-  def factor(self, xp, box, boxes):
-    """What box [4] multiplies the scores of boxes [N, 4] with [N], and whether they intersect at all [N]."""
-    iou, overlaps = overlap(xp, box, boxes, extra=1.0 if self.inclusive else 0.0)
-    if self.method == 'gaussian':
-      return xp.exp(-(iou**2) / self.sigma), overlaps
-    return xp.where(iou > self.overlap_threshold, 1 - iou if self.method == 'linear' else 0.0, 1.0), overlaps
 
 
 def soft_nms(
@@ -80,18 +47,21 @@ def soft_nms(
   boxes, scores, classes = jnp.asarray(boxes), jnp.asarray(scores), jnp.asarray(classes)
 
   def pick(remaining, _):
-    i = jnp.argmax(remaining)
-    score = remaining[i]
-    factor, overlaps = rule.factor(jnp, boxes[i], boxes)
-    touched = overlaps & (classes == classes[i])
+    # Masks, not indices: what a batch of indices becomes in a loop, converters to ONNX get wrong.
+    is_picked = jnp.arange(remaining.size) == jnp.argmax(remaining)
+    score = remaining.max()
+    box = jnp.where(is_picked[:, None], boxes, 0).sum(axis=0)
+    its_class = jnp.where(is_picked, classes, 0).sum()
+    factor, overlaps = rule.factor(jnp, box, boxes)
+    touched = overlaps & (classes == its_class)
     lowered = remaining * factor
-    after = jnp.where(touched, jnp.where(lowered < rule.score_threshold, -1.0, lowered), remaining).at[i].set(-1.0)
-    box = boxes[i]
+    after = jnp.where(touched, jnp.where(lowered < rule.score_threshold, -1.0, lowered), remaining)
+    after = jnp.where(is_picked, -1.0, after)
     if rule.merge_exponent is not None:
-      others = touched & (remaining >= 0) & (jnp.arange(remaining.size) != i)
-      weight = jnp.where(others, (1 - factor) ** rule.merge_exponent, 0.0).at[i].set(1.0)
+      others = touched & (remaining >= 0) & ~is_picked
+      weight = jnp.where(is_picked, 1.0, jnp.where(others, (1 - factor) ** rule.merge_exponent, 0.0))
       box = _weighted_mean(jnp, boxes, weight, tl_scores, br_scores)
-    return after, (box, score, classes[i], score >= 0)
+    return after, (box, score, its_class, score >= 0)
 
   _, (kept, kept_scores, kept_classes, valid) = lax.scan(pick, scores, length=rule.max_detections)
   return Detections(
@@ -178,19 +148,6 @@ def _lower_in_place(table, i, count, factor, overlaps, score_threshold) -> tuple
   staying = staying[~dropped[: last - first]]
   table[staying] = rows[staying - first]
   return last, slots
-
-
-def overlap(xp, box, boxes, *, extra: float = 0.0):
-  """Intersection over union of box [4] with boxes [N, 4], and whether they intersect at all, both [N].
-
-  `xp` is numpy or jax.numpy; sides are `extra` longer than x2 - x1.
-  """
-  sides = xp.minimum(box[2:], boxes[:, 2:]) - xp.maximum(box[:2], boxes[:, :2]) + extra
-  overlaps = (sides > 0).all(axis=1)
-  shared = xp.where(overlaps, sides[:, 0] * sides[:, 1], 0.0)
-  area = (box[2] - box[0] + extra) * (box[3] - box[1] + extra)
-  areas = (boxes[:, 2] - boxes[:, 0] + extra) * (boxes[:, 3] - boxes[:, 1] + extra)
-  return shared / xp.where(overlaps, area + areas - shared, 1.0), overlaps
 
 
 def _weighted_mean(xp, boxes, weight, tl_scores, br_scores):

@@ -12,7 +12,7 @@ import cv2
 import jax
 import numpy as np
 
-from triplet_det.detection import nms
+from triplet_det.detection import nms_rule
 from triplet_det.detection.canvas import check_image, place
 from triplet_det.detection.central_region import centers_inside, central_region
 from triplet_det.detection.inference import Proposals
@@ -106,7 +106,7 @@ def strongest_pairs(proposals: Proposals, *, kept: bool, threshold: float) -> Pa
     best, others = candidates[0], candidates[1:]
     chosen.append(best)
     same = pairs.classes[others] == pairs.classes[best]
-    iou, _ = nms.overlap(np, pairs.boxes[best], pairs.boxes[others])
+    iou, _ = nms_rule.overlap(np, pairs.boxes[best], pairs.boxes[others])
     candidates = others[~(same & (iou > NEAR_DUPLICATE))]
   return jax.tree.map(lambda a: a[np.array(chosen, int)], pairs)
 

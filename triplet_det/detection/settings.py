@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from triplet_det.detection import nms
-from triplet_det.detection.central_region import CENTER_RULES
+from triplet_det.detection import nms_rule
 from triplet_det.run import config_limits
+
+CENTER_RULES = ('best', 'first')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Settings:
   embedding_threshold: float = 0.5
   outside_margin: float | None = 5.0  # pixels a box may reach out of the resized image; None lets all be clipped
   center_rule: str = 'best'  # of the centers in a box's region; 'first' is the published one, first in the list
-  nms_method: str = 'gaussian'  # this one and the next six: `nms.Rule`
+  nms_method: str = 'gaussian'  # this one and the next six: `nms_rule.Rule`
   sigma: float = 0.5
   overlap_threshold: float = 0.5
   score_threshold: float = 0.001
@@ -45,11 +46,11 @@ class Settings:
       raise ValueError(f'canvas_multiple must be a power of two, got {self.canvas_multiple}')
     if self.center_rule not in CENTER_RULES:
       raise ValueError(f'unknown center_rule {self.center_rule!r}; possible: {", ".join(CENTER_RULES)}')
-    nms.Rule(**self.nms_settings())
+    nms_rule.Rule(**self.nms_settings())
 
   def nms_settings(self) -> dict[str, Any]:
-    """The fields of `nms.Rule`."""
-    names = [field.name for field in dataclasses.fields(nms.Rule) if field.name != 'method']
+    """The fields of `nms_rule.Rule`."""
+    names = [field.name for field in dataclasses.fields(nms_rule.Rule) if field.name != 'method']
     return dict(method=self.nms_method, **{name: getattr(self, name) for name in names})
 
 

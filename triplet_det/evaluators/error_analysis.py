@@ -25,7 +25,7 @@ from absl import logging
 from flax import struct
 
 from triplet_det.data import pipeline
-from triplet_det.detection import batches, coco_results, inference
+from triplet_det.detection import batches, coco_results, inference, launching
 from triplet_det.detection.canvas import Placement, canvas_size
 from triplet_det.detection.settings import Settings
 from triplet_det.evaluators import coco_ap
@@ -90,7 +90,7 @@ def analyse(
       *(settings.top_k, crowded, len(counts), counts.max()),
     )
   programs = _Programs(module, variables, settings, sharding, slots=-(-int(counts.max()) // 8) * 8)
-  rows = batches.rows_for(batch_size, sharding)
+  rows = launching.rows_for(batch_size, sharding)
   sizes = source.image_sizes
   order = sorted(range(len(source)), key=lambda i: canvas_size(*sizes[i], settings.canvas_multiple))
   images = ((record.image_id, image) for _, record, image in pipeline.load_images(source, order))
@@ -99,7 +99,7 @@ def analyse(
   for _, batch in batches.in_batches(images, settings, batch_size, max_waiting=16 * batch_size):
     image_ids, batch_images = zip(*batch)
     for name, result in programs(batch_images, [objects[i] for i in image_ids], rows).items():
-      found[name].update(batches.per_image(image_ids, result, settings))
+      found[name].update(launching.per_image(image_ids, result, settings))
     progress.update(len(found['nothing']))
   progress.close()
   for scale, hidden in zip(settings.scales, programs.hidden):
