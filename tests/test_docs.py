@@ -152,8 +152,9 @@ BY_CI = [
 # What installs an extra, or packages -> the file that names these.
 INSTALLED = {
   **dict.fromkeys(['pip install -q -e .', "pip install -q -e '.[pretrained]'"], 'setup.py'),
-  **dict.fromkeys([f"pip install -e '.[{extra}]'" for extra in ('torch', 'tpu', 'hf')], 'setup.py'),
+  **dict.fromkeys([f"pip install -e '.[{extra}]'" for extra in ('torch', 'tpu', 'hf', 'onnx')], 'setup.py'),
   'pip install pillow-heif': 'triplet_det/data/image_files.py',
+  'pip install onnxruntime': 'setup.py',
   'pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt': 'scripts/aot_compile.py',
 }
 
@@ -207,6 +208,9 @@ BY_TEST = {
     'scripts/tpu_pod.sh --name centernet --zone us-central1-a --type v5litepod-16 --spot -- --config '
     'configs/triplet.py:hg=104 --workdir gs://BUCKET/run --config.data.train.data_dir=gs://BUCKET/tfds '
     '--config.data.eval.data_dir=gs://BUCKET/tfds',
+  ],
+  'tests/test_export_onnx.py::test_the_checkpoints_boxes': [
+    f'{EXPORT} detector.onnx --sizes 640x480 480x640',
   ],
   'tests/scripts/test_import_torch_checkpoint.py::test_there_and_back': [
     'scripts/import_torch_checkpoint.py CenterNet-104_480000.pkl runs/centernet_104',

@@ -198,7 +198,7 @@ def test_an_export_that_is_killed_leaves_no_detector(run_folder, tmp_path, monke
 def test_mistakes_are_named(run_folder, two_scales, tmp_path):
   run, out = str(run_folder), tmp_path / 'a.zip'
   for match, path, given in (
-    ('must end in .zip', tmp_path / 'a.bin', {}),
+    ('must end in .zip or .onnx', tmp_path / 'a.bin', {}),
     ('unknown platform gpu; possible: cpu, cuda', out, dict(platforms=('cpu', 'gpu'))),
     ('at least one size', out, dict(sizes=())),
     ('one image per batch, got 1 and 0', out, dict(sizes=((9, 9),), batch_size=0)),

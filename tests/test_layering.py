@@ -33,7 +33,7 @@ STOREYS = {
   ],
   'detection': [
     ['loading'],
-    ['exported_file', 'paper_figures', 'trained_network'],
+    ['exported_file', 'onnx_export', 'onnx_file', 'paper_figures', 'trained_network'],
     ['exported_contents', 'inference', 'sidecar'],
     ['launching'],
     ['batches', 'central_region', 'nms'],

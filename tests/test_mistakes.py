@@ -779,7 +779,7 @@ COMMANDS = {
     '--platforms=gpu', given='unknown platform gpu', possible='possible: cpu, cuda, rocm, tpu', do='cuda'
   ),
   'a file of another kind': export(
-    out='{tmp}/demo.onnx', given='got {tmp}/demo.onnx', possible='is a zip', do='its name must end in .zip'
+    out='{tmp}/demo.bin', given='got {tmp}/demo.bin', possible='is a zip or ONNX', do='must end in .zip or .onnx'
   ),
   'a file into a bucket': export(
     out='gs://bucket/demo.zip',
@@ -1068,6 +1068,29 @@ TORCH = {
   ),
 }
 
+ONNX = {
+  'no ONNX file': predict(
+    '--checkpoint={tmp}/no.onnx',
+    given='no exported detector {tmp}/no.onnx',
+    possible='a file of triplet_det.export, or a run folder',
+    do='give a file',
+  ),
+  'ONNX for a platform': export(
+    *('--platforms', 'cuda'),
+    out='{tmp}/demo.onnx',
+    given='--platforms cuda',
+    possible='an ONNX file runs wherever onnxruntime does',
+    do='leave --platforms cuda out',
+  ),
+  'other settings for an ONNX file': predict(
+    '--checkpoint={tmp}/text.onnx',
+    '--no_mirror',
+    given='{tmp}/text.onnx is exported',
+    possible='its settings with it',
+    do='give others to triplet_det.export',
+  ),
+}
+
 LINKS = {
   'a link to nothing': predict(
     '--checkpoint={server}/none.zip',
@@ -1090,7 +1113,7 @@ LINKS = {
   'a link to a page': predict(
     '--checkpoint={server}/download',
     given="{server}/download does not lead to a file by its name 'download'",
-    possible='possible are .zip, .tar, .tar.gz, .tgz, .pth, .pt, .pkl',
+    possible='possible are .zip, .onnx, .tar, .tar.gz, .tgz, .pth, .pt, .pkl',
     do='give a link to one',
   ),
   'a link with half a digest': predict(
@@ -1225,6 +1248,7 @@ MISTAKES = (
   | FIELDS
   | DEVICES
   | CHECKPOINTS
+  | ONNX
   | LINKS
   | COMMANDS
   | CALLS

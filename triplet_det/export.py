@@ -22,12 +22,12 @@ from flax import traverse_util
 from jax import export as jax_export
 
 import triplet_det
-from triplet_det.detection import exported_contents, inference, loading, trained_network
+from triplet_det.detection import exported_contents, inference, loading, onnx_export, onnx_file, trained_network
 from triplet_det.detection.batches import Canvases, canvases_of
 from triplet_det.detection.canvas import Placement
 from triplet_det.detection.exported_file import WEIGHTS
 from triplet_det.detection.settings import Settings, change, settings_for
-from triplet_det.detection.sidecar import FORMAT, SIDECAR, ZIP, Program, Sidecar, check_sidecar
+from triplet_det.detection.sidecar import FORMAT, ONNX, SIDECAR, SUFFIXES, ZIP, Program, Sidecar, check_sidecar
 from triplet_det.models import detector, input_pixels
 from triplet_det.run import checkpoints, command_line, output_paths
 
@@ -84,7 +84,7 @@ def export(
 
   Args:
     checkpoint: as for `load`.
-    out: ends in .zip.
+    out: ends in .zip or .onnx.
     sizes: (height, width) of images; each gets a program for its canvas, equal ones share it.
     platforms: of PLATFORMS.
     batch_size: images per call of a program; a call with fewer is padded.
@@ -133,6 +133,10 @@ def export(
   )
   check_sidecar(json.loads(json.dumps(dataclasses.asdict(sidecar))), out)
   unfinished = output_paths.unfinished(out)  # which no command takes for a detector; the next export replaces it
+  if out.suffix == ONNX:
+    write_onnx(unfinished, sidecar, program, weights)
+    unfinished.replace(out)
+    return sidecar
   with zipfile.ZipFile(unfinished, 'w', zipfile.ZIP_DEFLATED) as archive:
     archive.writestr(SIDECAR, json.dumps(dataclasses.asdict(sidecar), indent=1))
     for one in programs:
@@ -162,11 +166,31 @@ def lower(
   return bytes(serialised)
 
 
+def write_onnx(path: Path, sidecar: Sidecar, program: Callable, weights: dict) -> None:
+  """The programs as one ONNX graph, with the sidecar in its metadata."""
+  scales, size = len(sidecar.settings['scales']), sidecar.batch_size
+  names = onnx_file.arguments(scales)
+
+  def of_arrays(*arrays):
+    found = program(weights, *(arrays[i::4] for i in range(4)))
+    return tuple(found[name] for name in onnx_file.RESULTS)
+
+  models = []
+  for one in sidecar.programs:
+    pair = jax.ShapeDtypeStruct((size, 2), np.float32)
+    shapes = [x for canvas in one.canvases for x in (jax.ShapeDtypeStruct((size, *canvas, 3), np.uint8), *[pair] * 3)]
+    models.append(onnx_export.convert(of_arrays, shapes, (names, onnx_file.RESULTS)))
+    logging.info('canvas %s is converted', one)
+  onnx_export.write(path, models, [one.canvases for one in sidecar.programs], names[::4], dataclasses.asdict(sidecar))
+
+
 def _check(checkpoint, out: Path, sizes, platforms: Sequence[str], batch_size: int) -> None:
   if loading.is_exported(checkpoint):
     raise ValueError(f'{checkpoint} is exported already: give the run folder')
-  if out.suffix != ZIP:
-    raise ValueError(f'the exported file is a zip, its name must end in {ZIP}: got {out}')
+  if out.suffix not in SUFFIXES:
+    raise ValueError(f'the exported file is a zip or ONNX, its name must end in {ZIP} or {ONNX}: got {out}')
+  if out.suffix == ONNX and tuple(platforms) != ('cpu',):
+    raise ValueError(f'an ONNX file runs wherever onnxruntime does: leave --platforms {" ".join(platforms)} out')
   unknown = [one for one in platforms if one not in PLATFORMS]
   if unknown or not platforms:
     raise ValueError(f'unknown platform {", ".join(unknown) or "(none given)"}; possible: {", ".join(PLATFORMS)}')
@@ -193,7 +217,7 @@ def parse_size(text: str) -> tuple[int, int]:
 def main() -> None:
   parser = argparse.ArgumentParser(prog='python -m triplet_det.export', description='Packs a detector into one file.')
   parser.add_argument('--checkpoint', required=True, help='run folder, checkpoint folder, a link, or demo')
-  parser.add_argument('--out', required=True, help='the file, ending in .zip')
+  parser.add_argument('--out', required=True, help='the file, ending in .zip or .onnx')
   sizes = 'image sizes WIDTHxHEIGHT, each a program for its canvas (default: 640x480 480x640 640x640)'
   parser.add_argument('--sizes', nargs='+', type=parse_size, default=COCO_SIZES, metavar='WxH', help=sizes)
   parser.add_argument('--platforms', nargs='+', default=['cpu'], help=f'of {", ".join(PLATFORMS)} (default: cpu)')

@@ -239,11 +239,10 @@ def test_no_network(server, monkeypatch):
   def unknown(*_, **__):
     raise socket.gaierror(-2, 'Name or service not known')
 
-  monkeypatch.setattr(socket, 'getaddrinfo', unknown)
   told = r'https://a\.org/run\.zip: no connection \(Name or service not known\): connect to the network, or give a file'
-  with pytest.raises(ConnectionError, match=told):
+  with monkeypatch.context() as patched, pytest.raises(ConnectionError, match=told):
+    patched.setattr(socket, 'getaddrinfo', unknown)
     download.fetch('https://a.org/run.zip')
-  monkeypatch.undo()
   server.shutdown()
   server.server_close()
   with pytest.raises(ConnectionError, match='no connection'):
@@ -254,7 +253,7 @@ def test_no_network(server, monkeypatch):
   ('link', 'told'),
   [
     ('http://example.com/run.zip', 'is not https://, which anybody on the way could exchange'),
-    ('https://example.com/download?id=7', "by its name 'download'; possible are .zip, .tar"),
+    ('https://example.com/download?id=7', "by its name 'download'; possible are .zip, .onnx, .tar"),
     ('https://example.com/', "by its name ''"),
     ('https://example.com/run.zip#md5=1', "'md5=1', possible is sha256= and 8 to 64 digits"),
     ('https://example.com/run.zip#sha256=1234567', 'possible is sha256='),

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from triplet_det.run import output_paths, run_archive
 
 FOLDER_VARIABLE = 'TRIPLET_DET_DOWNLOADS'
-SUFFIXES = ('.zip', '.tar', '.tar.gz', '.tgz', '.pth', '.pt', '.pkl')
+SUFFIXES = ('.zip', '.onnx', '.tar', '.tar.gz', '.tgz', '.pth', '.pt', '.pkl')
 _CHUNK = 2**20  # bytes in memory
 _ATTEMPTS = 3  # one after the other, none of which brings more than there was
 _PAUSE, _PATIENCE = 1.0, 60.0  # seconds: before another attempt, times its number; without a byte
