@@ -82,12 +82,16 @@ def _with_mirrored(pairs: Pairs, centers: Peaks | None, last: float) -> tuple[Pa
 
   `last` is the place, in output cells, that x = 0 is mirrored to.
   """
-  boxes = pairs.boxes.at[1::2, :, 0].set(last - pairs.boxes[1::2, :, 2])
-  boxes = boxes.at[1::2, :, 2].set(last - pairs.boxes[1::2, :, 0])
-  pairs = pairs.replace(boxes=boxes)
+  (own, own_centers), (mirrored, mirrored_centers) = (
+    jax.tree.map(lambda a: a.reshape(-1, 2, *a.shape[1:])[:, i], (pairs, centers))  # noqa: B023, used at once
+    for i in range(2)
+  )
+  x1, y1, x2, y2 = jnp.moveaxis(mirrored.boxes, -1, 0)
+  mirrored = mirrored.replace(boxes=jnp.stack([last - x2, y1, last - x1, y2], axis=-1))
   if centers is not None:
-    centers = centers.replace(x=centers.x.at[1::2].set(last - centers.x[1::2]))
-  return jax.tree.map(lambda a: a.reshape(a.shape[0] // 2, 2 * a.shape[1], *a.shape[2:]), (pairs, centers))
+    mirrored_centers = mirrored_centers.replace(x=last - mirrored_centers.x)
+  both = (own, own_centers), (mirrored, mirrored_centers)
+  return jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), *both)
 
 
 def _to_image(pairs, centers, stride, placement, outside_margin):

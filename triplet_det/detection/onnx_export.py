@@ -61,6 +61,7 @@ def convert(program: Callable, shapes: Sequence[jax.ShapeDtypeStruct], names: tu
   finally:
     stdlib_logging.disable(stdlib_logging.NOTSET)
     log.handlers[:] = handlers
+  _forget_shapes(model.graph)
   logging.info('%d operations in %.1f s', len(model.graph.node), time.monotonic() - start)
   return model
 
@@ -226,6 +227,15 @@ def join(models: Sequence[Any], canvases: Sequence[Sequence[tuple[int, int]]], i
   return helper.make_model(whole, opset_imports=models[0].opset_import, ir_version=models[0].ir_version)
 
 
+def _forget_shapes(graph) -> None:
+  """Of values inside an `onnx.GraphProto`: readers infer them, and those that a loop stacks are noted wrongly."""
+  del graph.value_info[:]
+  for node in graph.node:
+    for attribute in node.attribute:
+      if attribute.HasField('g'):
+        _forget_shapes(attribute.g)
+
+
 def _rename(graph, prefix: str, names: dict[str, str]) -> None:
   """Values, nodes and weights of an `onnx.GraphProto`, and of those in it; those of `names`, or all get the prefix."""
 
@@ -238,5 +248,5 @@ def _rename(graph, prefix: str, names: dict[str, str]) -> None:
     node.input[:] = map(new, node.input)
     node.output[:] = map(new, node.output)
     for attribute in node.attribute:
-      for inner in [attribute.g] if attribute.HasField('g') else attribute.graphs:
-        _rename(inner, prefix, names)
+      if attribute.HasField('g'):
+        _rename(attribute.g, prefix, names)
