@@ -172,6 +172,11 @@ def _attempt(address: str, part: Path, note: Path, expected: str) -> None:
   wanted = part.stat().st_size if known else 0
   answer = (_open_gs if address.startswith('gs://') else _open_http)(address, wanted, known)
   with answer.stream as stream:
+    if answer.length is None and not expected and not getattr(answer.stream, 'chunked', False):
+      raise ValueError(
+        f'{address}: the server does not say how long the file is, so that nobody knows whether it is whole: put '
+        '#sha256= and its digest behind the link'
+      )
     if answer.validator and answer.start == 0:
       part.unlink(missing_ok=True)  # first: a note must not speak of a file before
       output_paths.write_whole(epath.Path(note), json.dumps(dict(validator=answer.validator, length=answer.length)))
@@ -188,11 +193,6 @@ def _attempt(address: str, part: Path, note: Path, expected: str) -> None:
       os.fsync(file.fileno())
   if answer.length is not None and size != answer.length:
     raise _BrokenOff(f'broken off after {size:,} of {answer.length:,} bytes')
-  if answer.length is None and not expected and not getattr(answer.stream, 'chunked', False):
-    raise ValueError(
-      f'{address}: the server does not say how long the file is, so that nobody knows whether it is whole: put '
-      '#sha256= and its digest behind the link'
-    )
 
 
 def _read_note(note: Path) -> dict:
@@ -298,8 +298,8 @@ def _reason(error: BaseException) -> str:
 
 def _open_gs(address: str, wanted: int, known: dict) -> _Answer:
   """As `_open_http`."""
-  path = epath.Path(address)
   try:
+    path = epath.Path(address)
     found = path.stat()
     stream = path.open('rb')
     validator = f'{found.length} bytes of {found.mtime}'
@@ -339,5 +339,7 @@ def _from_hub(address: str) -> Path:
     ) from error
   except errors.HFValidationError as error:
     raise ValueError(f'{address}: {str(error).partition(chr(10))[0]}: give hf://OWNER/REPO/FILE') from error
-  except errors.HfHubHTTPError as error:
+  except Exception as error:  # of its client for HTTP, which has had several
+    if getattr(error, 'errno', None):
+      raise  # of this machine
     raise ConnectionError(f'{address}: {str(error).strip().partition(chr(10))[0]}: try again later') from error
