@@ -58,7 +58,7 @@ def soft_nms(
     after = jnp.where(touched, jnp.where(lowered < rule.score_threshold, -1.0, lowered), remaining)
     after = jnp.where(is_picked, -1.0, after)
     if rule.merge_exponent is not None:
-      others = touched & (remaining >= 0) & ~is_picked
+      others = touched & (remaining >= 0)
       weight = jnp.where(is_picked, 1.0, jnp.where(others, (1 - factor) ** rule.merge_exponent, 0.0))
       box = _weighted_mean(jnp, boxes, weight, tl_scores, br_scores)
     return after, (box, score, its_class, score >= 0)
