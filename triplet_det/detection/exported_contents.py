@@ -22,9 +22,9 @@ MAX_OPERATIONS = 1_000_000  # with every call written out; hourglass-104 at five
 
 # All that `export` writes, for any network, settings and platform, as in `test_exported_contents`.
 _NAMES = (
-  'abs add and broadcast_in_dim case compare composite concatenate constant convert convolution divide dynamic_slice '
-  'dynamic_update_slice exponential gather iota maximum minimum multiply negate or pad power reduce reduce_window '
-  'remainder reshape return reverse scatter select sign slice sort subtract transpose while'
+  'abs add and broadcast_in_dim case compare composite concatenate constant convert convolution divide dot_general '
+  'dynamic_slice dynamic_update_slice exponential gather iota maximum minimum multiply negate or pad power reduce '
+  'reduce_window remainder reshape return reverse scatter select sign slice sort subtract transpose while'
 )
 OPERATIONS = frozenset(['func.func', 'func.call', 'func.return', *(f'stablehlo.{name}' for name in _NAMES.split())])
 COMPOSITES = frozenset(['chlo.top_k'])
