@@ -234,6 +234,30 @@ def rewritten(file: Path, out: Path, **changes) -> Path:
   return out
 
 
+def test_images_of_one_size(run_folder, tmp_path):
+  """With an image_side the canvas is that of the scaled image, whatever its resolution; files of before have none."""
+  rng, file = np.random.default_rng(0), tmp_path / 'one.zip'
+  images = [rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in ((60, 40), (120, 80), (30, 20), (200, 133))]
+  export.export(str(run_folder), file, sizes=((60, 40),), image_side=45)
+  reference, detector = triplet_det.load(run_folder, image_side=45), triplet_det.load(file)
+  assert [one.canvases for one in detector.tester.sidecar.programs] == [((63, 31),)]  # of 45 x 30
+  for found, expected in zip(detector(images), reference(images), strict=True):
+    assert len(found) == 5
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+  with pytest.raises(ValueError, match=r'30 x 20 pixels needs a canvas of 63 x 31; .* again with --sizes 30x20$'):
+    detector([np.zeros((20, 30, 3), np.uint8)])
+
+  settings = dataclasses.asdict(detector.tester.settings)
+  assert settings.pop('image_side') == 45
+  before = triplet_det.load(rewritten(file, tmp_path / 'before.zip', settings=settings))
+  assert before.tester.settings.image_side == 0
+  ((found,), (expected,)) = (one([images[0][:45, :30]]) for one in (before, triplet_det.load(run_folder)))
+  np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)
+  with pytest.raises(ValueError, match=r'40 x 60 pixels needs a canvas of 63 x 63; .* or make the image smaller'):
+    before(images[:1])
+
+
 def test_files_that_cannot_be_run_say_why(two_scales, tmp_path):
   with pytest.raises(FileNotFoundError, match=r'no exported detector .*none\.zip'):
     triplet_det.load(tmp_path / 'none.zip')

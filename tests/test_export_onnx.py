@@ -12,11 +12,12 @@ import pytest
 from jax import lax
 
 from tests import forks
-from tests.tiny_detector import SETTINGS, write_run
+from tests.tiny_detector import MODEL, SETTINGS, write_run
 from triplet_det import export
 from triplet_det.detection import loading, onnx_export, onnx_file
-from triplet_det.models import pooling
+from triplet_det.models import encoder, pooling
 
+ENCODER = dict(encoder=encoder.LITE0_NAME, dims=(8,) * 4, blocks=(1,) * 4, stem_width=0)
 SIZES = ((40, 50), (60, 30), (30, 60))
 
 
@@ -132,6 +133,47 @@ def test_predict_takes_it(file, images, tmp_path):
   assert end.code == 0, end.err
   (row,) = json.loads((tmp_path / 'out/detections.json').read_text())
   assert len(row['objects'] if 'objects' in row else row['detections']) == 5
+
+
+def test_images_of_one_size(run_folder, file, tmp_path):
+  """With an image_side the canvas is that of the scaled image, whatever its resolution; files of before have none."""
+  import onnx
+
+  rng, out = np.random.default_rng(0), tmp_path / 'one.onnx'
+  images = [rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in ((60, 40), (120, 80), (30, 20), (200, 133))]
+  export.export(str(run_folder), out, sizes=((60, 40),), image_side=45)
+  reference, detector = loading.load(run_folder, image_side=45), loading.load(out)
+  assert [one.canvases for one in detector.tester.sidecar.programs] == [((63, 31),)]  # of 45 x 30
+  both = list(zip(detector(images), reference(images), strict=True))
+  assert all(len(found) == len(expected) for found, expected in both) and sum(len(found) for found, _ in both) > 5
+  for found, expected in both:
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.01)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+  with pytest.raises(ValueError, match=r'30 x 20 pixels needs a canvas of 63 x 31; .* again with --sizes 30x20$'):
+    detector([np.zeros((20, 30, 3), np.uint8)])
+
+  model = onnx.load(out)
+  sidecar = json.loads(model.metadata_props[0].value)
+  assert sidecar['settings'].pop('image_side') == 45
+  onnx.helper.set_model_props(model, {'detector.json': json.dumps(sidecar)})
+  onnx.save(model, tmp_path / 'before.onnx')
+  before = loading.load(tmp_path / 'before.onnx')
+  assert before.tester.settings.image_side == 0
+  ((found,), (expected,)) = (one([images[0][:45, :30]]) for one in (before, loading.load(run_folder)))
+  assert len(found) > 0
+  np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.01)
+
+
+def test_a_network_with_an_encoder(file, tmp_path, monkeypatch):
+  """A short one, since the compiler takes minutes for the whole; all its kinds of layers are in it."""
+  monkeypatch.setattr(encoder, 'LITE0', tuple(stage._replace(blocks=1, expansion=2) for stage in encoder.LITE0))
+  run = write_run(tmp_path / 'run', SETTINGS, model=MODEL | ENCODER)
+  export.export(str(run), tmp_path / 'a.onnx', sizes=((40, 50),))
+  images = [np.random.default_rng(0).integers(256, size=(40, 50, 3), dtype=np.uint8)]
+  ((found,), (expected,)) = (loading.load(one)(images) for one in (tmp_path / 'a.onnx', run))
+  assert len(found) == len(expected) > 0
+  np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.01)
+  np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
 
 
 def test_what_does_not_fit(file, images, tmp_path):

@@ -1,7 +1,9 @@
 """A run folder with an untrained network that is quick to compile, and a stand-in for a detector that needs none."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,12 +23,14 @@ CATEGORIES = CategoryTable((7, 9, 12), ('cat', 'dog', 'cow'))
 SETTINGS = Settings(canvas_multiple=32, max_detections=5, embedding_threshold=9.0)
 
 
-def write_run(folder: Path, settings: Settings = SETTINGS, categories: CategoryTable = CATEGORIES) -> Path:
+def write_run(
+  folder: Path, settings: Settings = SETTINGS, categories: CategoryTable = CATEGORIES, model: Mapping[str, Any] = MODEL
+) -> Path:
   """The run folder, with weights as training draws them."""
-  module = detector.build(MODEL)
+  module = detector.build(model)
   variables = module.init(jax.random.key(3), np.zeros((1, 63, 63, 3), np.float32))
   record = checkpoints.RunRecord(
-    step=4, categories=categories, model=MODEL, test=dataclasses.asdict(settings), metrics=dict(AP=0.5)
+    step=4, categories=categories, model=model, test=dataclasses.asdict(settings), metrics=dict(AP=0.5)
   )
   saved = checkpoints.Checkpoints(folder)
   saved.save_best({name: variables[name] for name in ('params', 'batch_stats')}, record)

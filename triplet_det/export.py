@@ -49,7 +49,8 @@ RESULTS = {
 }
 PREPROCESSING = {
   'image': 'uint8 RGB, turned upright by its EXIF orientation',
-  'resize': 'for each scale s in settings.scales, to int(height * s) x int(width * s), bilinear (OpenCV INTER_LINEAR)',
+  'resize': 'for each scale s in settings.scales, times settings.image_side / max(height, width) unless that is 0, to '
+  'int(height * s) x int(width * s), at least 1 x 1, by OpenCV: INTER_LINEAR, or INTER_AREA if s is below 0.5',
   'canvas': 'black, the resized image from row H // 2 - height // 2 and column W // 2 - width // 2 on',
   'normalisation': 'in the program: (value / 255 - mean) / std',
   'mean': input_pixels.RGB_MEAN.tolist(),

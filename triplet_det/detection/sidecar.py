@@ -58,9 +58,10 @@ class Sidecar:
     fitting = [one.canvases for one in self.programs if (np.array(one.canvases) >= needed).all()]
     if not fitting:
       sizes = ', '.join(map(str, self.programs))
+      other = ', or make the image smaller'  # which changes nothing where all get one size
       raise ValueError(
         f'image {key!r} of {width} x {height} pixels needs a canvas of {Program("", needed)}; {path.name} has '
-        f'{sizes}: export it again with --sizes {width}x{height}, or make the image smaller'
+        f'{sizes}: export it again with --sizes {width}x{height}{"" if settings.image_side else other}'
       )
     return min(fitting, key=lambda there: sum(height * width for height, width in there))
 
