@@ -92,8 +92,8 @@ HERE = {
   'scripts/docs_pictures.py --shapes runs/shapes': Typed(('--out', 'PICTURES')),
   # Your own data
   f'{MINE} --config.mode=check_data': Typed(overrides()),
-  f'{PREDICT} --checkpoint runs/mine --out boxes PHOTO_OR_FOLDER...': Typed(),
   f'{MINE} --config.init_from=demo': Typed(overrides()),
+  f'{PREDICT} --checkpoint runs/mine --out boxes PHOTO_OR_FOLDER...': Typed(),
   f'{MAIN} configs/photos.py --workdir runs/mine --config.data.root=FOLDER': Typed(overrides()),
   f'{MAIN} photos --workdir runs/mine --config.data.train.images=TRAIN_IMAGES '
   '--config.data.train.annotations=train.json --config.data.eval.images=VAL_IMAGES '

@@ -834,7 +834,7 @@ CALLS = {
     "triplet_det.load('demo', miror=False)",
     raised='ValueError',
     given="unknown setting 'miror'",
-    possible='Known settings: scales, center_scale, mirror',
+    possible='Known settings: image_side, scales, center_scale, mirror',
     do="did you mean 'mirror'?",
   ),
   'settings for an exported file': call(
@@ -862,7 +862,7 @@ VERSIONS = {
   'a checkpoint with a newer test': predict(
     '--checkpoint={tmp}/newer_test',
     given='unknown test settings spirit',
-    possible='known: scales, center_scale, mirror',
+    possible='known: image_side, scales, center_scale, mirror',
     do='update triplet_det',
   ),
   'metrics of another version': mine(
