@@ -26,9 +26,9 @@ STOREYS = {
     ['doctor'],
     ['pipeline'],
     ['shapes_dataset'],
-    ['prepare_tfds'],
+    ['image_size', 'prepare_tfds'],
     ['sources', 'systematic_faults'],
-    ['image_size', 'layouts'],
+    ['layouts'],
     ['annotations', 'augmentation', 'box_layouts', 'image_files', 'shapes_drawing'],
   ],
   'detection': [

@@ -147,7 +147,7 @@ def check_data(config: ConfigDict) -> None:
     progress = ProgressLine(len(source), prefix=f'reading {name}', unit='image')
     files.append(doctor.read_every_image(source, progress.update))
     progress.close()
-  config.image_side = image_size.settled(config.image_side, sources['train'].annotations)
+  config.image_side = image_size.settled(config.image_side, sources['train'])
   diagnosis = train.diagnose_data(config, *sources.values(), files=files)
   print(doctor_report.full(diagnosis))
   if diagnosis.fatal:
@@ -158,7 +158,7 @@ def check_data(config: ConfigDict) -> None:
 def show_training_data(config: ConfigDict, workdir: epath.Path) -> epath.Path:
   """Mode show_data: the pictures of `show_data.write`, and the path of their sheet."""
   source = pipeline.open_source(**config.data.train)
-  config.image_side = image_size.settled(config.image_side, source.annotations)
+  config.image_side = image_size.settled(config.image_side, source)
   batches = train.training_batches(config, source)
   try:
     centers = config.model.center_branch

@@ -57,7 +57,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   # Mesh and data.
   mesh = sharding.make_mesh(state_shards=config.state_shards)
   source = pipeline.open_source(**config.data.train)
-  config.image_side = image_size.settled(config.image_side, source.annotations)
+  config.image_side = image_size.settled(config.image_side, source)
   categories = source.categories
   evaluates = config.mode == 'train_and_eval'
   eval_source = pipeline.open_source(**config.data.eval) if evaluates else None

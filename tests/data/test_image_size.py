@@ -44,6 +44,21 @@ def test_crowds_do_not_count(tmp_path):
   assert image_size.side_for(annotations(tmp_path, [400] * 5, crowds=[5] * 50)) == 319
 
 
-def test_a_size_that_is_given_stays(tmp_path):
-  known = annotations(tmp_path, [400])
-  assert [image_size.settled(side, known) for side in (0, 500, image_size.FROM_DATA)] == [0, 500, 319]
+class Source:
+  """Of a TFDS data set without its JSON, or with these annotations."""
+
+  def __init__(self, known=None):
+    self._known = known
+
+  @property
+  def annotations(self):
+    if self._known is None:
+      raise FileNotFoundError('no JSON')
+    return self._known
+
+
+def test_a_size_that_is_given_needs_no_annotations(tmp_path):
+  assert [image_size.settled(side, Source()) for side in (0, 500)] == [0, 500]
+  assert image_size.settled(image_size.FROM_DATA, Source(annotations(tmp_path, [400]))) == 319
+  with pytest.raises(FileNotFoundError, match='no JSON'):
+    image_size.settled(image_size.FROM_DATA, Source())

@@ -4,6 +4,7 @@ import numpy as np
 from absl import logging
 
 from triplet_det.data.annotations import Annotations
+from triplet_det.data.sources import Source
 
 FROM_DATA = -1  # as config.image_side
 _SMALL = 10  # percentile of the objects that is held to be small
@@ -12,12 +13,18 @@ _STEP = 64  # of the sides + 1: canvases that the images fill, and few of them
 _LEAST, _MOST = 319, 639  # pixels; below, large objects get coarse, above, an image takes too long on a CPU
 
 
-def settled(image_side: int, annotations: Annotations) -> int:
-  """`image_side`, or if it is `FROM_DATA` what these annotations, of the training data, ask for; says so."""
+def settled(image_side: int, source: Source) -> int:
+  """`image_side`, or if it is `FROM_DATA` what the objects of the training data ask for; says so.
+
+  Only then are the annotations read, which TFDS's data sets may lack and which takes a minute for COCO's.
+
+  Raises:
+    FileNotFoundError: they are asked for and are not there.
+  """
   if image_side != FROM_DATA:
     return image_side
-  side = side_for(annotations)
-  logging.info('image_side %d, from the sizes of the objects in %s', side, annotations.path)
+  side = side_for(source.annotations)
+  logging.info('image_side %d, from the sizes of the objects in %s', side, source.annotations.path)
   return side
 
 

@@ -77,10 +77,9 @@ def _evaluate(closed: ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
     name, parameters, given = equation.primitive.name, equation.params, [read(atom) for atom in equation.invars]
     if name == 'platform_index':
       found = [None]  # that the branches below do not need
-    elif name == 'cond' and parameters.get(
-      'branches_platforms'
-    ):  # the branch for platforms that have none of their own
-      found = _evaluate(parameters['branches'][parameters['branches_platforms'].index(None)], given[1:])
+    elif name == 'cond' and (platforms := parameters.get('branches_platforms')):
+      # The branch for platforms that have none of their own.
+      found = _evaluate(parameters['branches'][platforms.index(None)], given[1:])
     elif name in _CALLS:
       found = _evaluate(parameters[_CALLS[name]], given)
     elif name == 'reduce_window_max':
@@ -96,9 +95,8 @@ def _evaluate(closed: ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
 
 def _window_max(x, parameters):
   """`lax.reduce_window` with stride 1 as the maximum of shifted arrays."""
-  if set(parameters['window_strides']) != {1} or set(parameters['window_dilation'] + parameters['base_dilation']) != {
-    1
-  }:
+  steps = parameters['window_strides'] + parameters['window_dilation'] + parameters['base_dilation']
+  if set(steps) != {1}:
     raise NotImplementedError(f'a maximum over windows with {parameters}')
   for axis, (size, (before, after)) in enumerate(zip(parameters['window_dimensions'], parameters['padding'])):
     if size > 1:
