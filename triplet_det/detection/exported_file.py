@@ -20,12 +20,10 @@ from absl import logging
 from etils import epath
 from jax import export as jax_export
 
-from triplet_det.categories import CategoryTable
 from triplet_det.detection import exported_contents
 from triplet_det.detection.batches import Canvases, Keyed, in_batches, place_batch
 from triplet_det.detection.launching import detect
-from triplet_det.detection.settings import settings_for
-from triplet_det.detection.sidecar import SIDECAR, Program, Sidecar, read_sidecar
+from triplet_det.detection.sidecar import SIDECAR, FileDetector, Program, Sidecar, read_sidecar
 from triplet_det.devices import compiler
 from triplet_det.run import array_digest
 from triplet_det.structs import Detections
@@ -34,14 +32,12 @@ WEIGHTS = 'weights.npz'
 _BROKEN = zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, EOFError  # what a zip can raise
 
 
-class ExportedDetector:
+class ExportedDetector(FileDetector):
   """Images in, detections out, in pixels of each image: `inference.Detector` for an exported file.
 
   An image goes onto the smallest canvas of the file that holds it.
 
   Attributes:
-    sidecar: of the file.
-    settings, batch_size: part of the programs.
     weights_digest: of the weights' bytes.
     num_programs: how many programs were compiled.
   """
@@ -62,7 +58,7 @@ class ExportedDetector:
       with path.open('rb') as file, zipfile.ZipFile(file) as archive:
         packed = file.seek(0, io.SEEK_END)
         exported_contents.check_sizes(archive, packed)
-        self.sidecar = read_sidecar(exported_contents.read(archive, SIDECAR), path)
+        super().__init__(read_sidecar(exported_contents.read(archive, SIDECAR), path), path)
         _check_platforms(self.sidecar, path)
         self._serialised = {one.canvases: exported_contents.read(archive, one.file) for one in self.sidecar.programs}
         self.weights_digest = f'{archive.getinfo(WEIGHTS).CRC:08x}'
@@ -75,19 +71,11 @@ class ExportedDetector:
     if faulty := array_digest.measure(weights)[1]:
       raise ValueError(f'{path} cannot detect: {array_digest.told(faulty)}. Give another one, or export a sound run')
     self._weights = jax.device_put(weights)
-    self.settings = settings_for(self.sidecar.settings)
-    self.batch_size = self.sidecar.batch_size
-    self.categories = CategoryTable.from_coco(self.sidecar.categories)
-    self._path, self._programs = path, {}
+    self._programs = {}
 
   @property
   def num_programs(self) -> int:
     return len(self._programs)
-
-  def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
-    """Detections of each image, in order, as `inference.Detector`; ValueError if one is too large."""
-    found = dict(self.stream(enumerate(images), max_waiting=len(images) + 1))
-    return [found[i] for i in range(len(images))]
 
   def stream(
     self,
@@ -100,16 +88,7 @@ class ExportedDetector:
     max_waiting = max_waiting or 16 * self.batch_size
     batches = in_batches(keyed_images, self.settings, self.batch_size, max_waiting, self.canvases_for)
     for key, found in detect(batches, self._launch, self.settings, failed):
-      if not (np.isin(found.classes, range(len(self.categories))).all() and np.isfinite(found.boxes).all()):
-        raise ValueError(
-          f'{self._path}: its program gives boxes that are not finite, or classes beyond its {len(self.categories)} '
-          'categories: export the detector again'
-        )
-      yield key, found
-
-  def canvases_for(self, image: np.ndarray, key: Hashable) -> Canvases:
-    """The smallest canvases of the file that hold the image; ValueError says what there is if it is too large."""
-    return self.sidecar.canvases_for(image, key, self.settings, self._path)
+      yield key, self.checked(found)
 
   def _launch(self, canvases: Canvases, images: Sequence[np.ndarray]) -> Detections:
     """Sends a batch to the device; returns without waiting for it."""

@@ -11,11 +11,9 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from triplet_det.categories import CategoryTable
 from triplet_det.detection.batches import Canvases, Keyed, in_batches, place_batch
 from triplet_det.detection.result import ImageDetections
-from triplet_det.detection.settings import settings_for
-from triplet_det.detection.sidecar import SIDECAR, read_sidecar
+from triplet_det.detection.sidecar import SIDECAR, FileDetector, read_sidecar
 
 RESULTS = ('boxes', 'scores', 'classes', 'valid')
 _QUIET = 3  # errors alone: of warnings onnxruntime has one for each number that its optimiser makes superfluous
@@ -27,11 +25,10 @@ def arguments(scales: int) -> list[str]:
   return list(names) if scales == 1 else [f'{name}_{i}' for i in range(scales) for name in names]
 
 
-class OnnxDetector:
+class OnnxDetector(FileDetector):
   """Images in, detections out, in pixels of each image: `exported_file.ExportedDetector` for an ONNX file.
 
   Attributes:
-    sidecar, settings, batch_size, categories: of the file.
     weights_digest: of the whole file.
     num_programs: 1, the graph.
   """
@@ -60,7 +57,7 @@ class OnnxDetector:
     options.log_severity_level = _QUIET
     try:
       self._session = onnxruntime.InferenceSession(content, options, providers=_providers(onnxruntime))
-      self.sidecar = read_sidecar(self._session.get_modelmeta().custom_metadata_map[SIDECAR], path)
+      sidecar = read_sidecar(self._session.get_modelmeta().custom_metadata_map[SIDECAR], path)
     except (KeyError, TypeError) as error:
       raise ValueError(
         f'{path} is ONNX, but not of triplet_det.export: it has no {error}: export a run folder'
@@ -72,11 +69,8 @@ class OnnxDetector:
       raise ValueError(
         f'{path} is not a whole ONNX file, or newer than this onnxruntime reads ({reason}): export it again'
       ) from error
-    self.settings = settings_for(self.sidecar.settings)
-    self.batch_size = self.sidecar.batch_size
-    self.categories = CategoryTable.from_coco(self.sidecar.categories)
+    super().__init__(sidecar, path)
     self.weights_digest = f'{zlib.crc32(content):08x}'
-    self._path = path
     self._check_interface()
     logging.info('%s: ready in %.1f s', path, time.monotonic() - start)
 
@@ -88,11 +82,6 @@ class OnnxDetector:
         f'{self._path} takes {", ".join(found[0])} and gives {", ".join(found[1])}, a detector of these settings takes '
         f'{", ".join(wanted[0])} and gives {", ".join(wanted[1])}: export it again'
       )
-
-  def __call__(self, images: Sequence[np.ndarray]) -> list[ImageDetections]:
-    """Detections of each image, in order, as `inference.Detector`; ValueError if one is too large."""
-    found = dict(self.stream(enumerate(images), max_waiting=len(images) + 1))
-    return [found[i] for i in range(len(images))]
 
   def stream(
     self,
@@ -115,10 +104,6 @@ class OnnxDetector:
       for row, (key, _) in enumerate(batch):
         yield key, self._detections(*(array[row] for array in results))
 
-  def canvases_for(self, image: np.ndarray, key: Hashable) -> Canvases:
-    """The smallest canvases of the file that hold the image; ValueError says what there is if it is too large."""
-    return self.sidecar.canvases_for(image, key, self.settings, self._path)
-
   def _run(self, canvases: Canvases, images: Sequence[np.ndarray]) -> list[np.ndarray]:
     given = []
     for scale, size in zip(self.settings.scales, canvases):
@@ -133,13 +118,7 @@ class OnnxDetector:
       raise ValueError(f'{self._path} cannot be run: {reason}: export it again') from error
 
   def _detections(self, boxes, scores, classes, valid) -> ImageDetections:
-    found = ImageDetections(boxes[valid], scores[valid], classes[valid], self.categories)
-    if not (np.isin(found.classes, range(len(self.categories))).all() and np.isfinite(found.boxes).all()):
-      raise ValueError(
-        f'{self._path}: its program gives boxes that are not finite, or classes beyond its {len(self.categories)} '
-        'categories: export the detector again'
-      )
-    return found
+    return self.checked(ImageDetections(boxes[valid], scores[valid], classes[valid], self.categories))
 
 
 def _providers(onnxruntime) -> list[str]:

@@ -3,20 +3,22 @@
 import dataclasses
 import json
 import reprlib
-from collections.abc import Hashable, Mapping
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from etils import epath
 
+from triplet_det.categories import CategoryTable
 from triplet_det.detection.batches import Canvases, canvases_of
-from triplet_det.detection.settings import Settings
+from triplet_det.detection.settings import Settings, settings_for
 
 FORMAT = 1
 SIDECAR = 'detector.json'
 ZIP, ONNX = SUFFIXES = '.zip', '.onnx'
 MAX_CANVASES = 2**29  # bytes of the images of one call
 MAX_CATEGORIES = 10_000
+_Found = TypeVar('_Found')  # the detections of an image: `structs.Detections` or `result.ImageDetections`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,19 +53,49 @@ class Sidecar:
     programs = tuple(Program(one['file'], tuple(map(tuple, one['canvases']))) for one in content['programs'])
     return cls(**{**content, 'programs': programs})
 
-  def canvases_for(self, image: np.ndarray, key: Hashable, settings: Settings, path: epath.Path) -> Canvases:
-    """The smallest canvases of the file at `path` that hold the image; ValueError says what there is otherwise."""
+
+class FileDetector:
+  """What the detectors of a zip and of an ONNX file have in common; `stream` is their own.
+
+  Attributes:
+    sidecar: of the file.
+    settings, batch_size, categories: in it.
+  """
+
+  def __init__(self, sidecar: Sidecar, path: epath.Path):
+    """Raises ValueError for settings that this version does not know."""
+    self.sidecar, self._path = sidecar, path
+    self.settings = settings_for(sidecar.settings)
+    self.batch_size = sidecar.batch_size
+    self.categories = CategoryTable.from_coco(sidecar.categories)
+
+  def __call__(self, images: Sequence[np.ndarray]) -> list[_Found]:
+    """Detections of each image, in order, as `inference.Detector`; ValueError if one is too large."""
+    found = dict(self.stream(enumerate(images), max_waiting=len(images) + 1))
+    return [found[i] for i in range(len(images))]
+
+  def canvases_for(self, image: np.ndarray, key: Hashable) -> Canvases:
+    """The smallest canvases of the file that hold the image; ValueError says what there is if it is too large."""
     height, width = image.shape[:2]
-    needed = canvases_of(height, width, settings)
-    fitting = [one.canvases for one in self.programs if (np.array(one.canvases) >= needed).all()]
+    needed = canvases_of(height, width, self.settings)
+    fitting = [one.canvases for one in self.sidecar.programs if (np.array(one.canvases) >= needed).all()]
     if not fitting:
-      sizes = ', '.join(map(str, self.programs))
+      sizes = ', '.join(map(str, self.sidecar.programs))
       other = ', or make the image smaller'  # which changes nothing where all get one size
       raise ValueError(
-        f'image {key!r} of {width} x {height} pixels needs a canvas of {Program("", needed)}; {path.name} has '
-        f'{sizes}: export it again with --sizes {width}x{height}{"" if settings.image_side else other}'
+        f'image {key!r} of {width} x {height} pixels needs a canvas of {Program("", needed)}; {self._path.name} has '
+        f'{sizes}: export it again with --sizes {width}x{height}{"" if self.settings.image_side else other}'
       )
     return min(fitting, key=lambda there: sum(height * width for height, width in there))
+
+  def checked(self, found: _Found) -> _Found:
+    """The same; ValueError if its boxes are not finite or its classes none of the file's."""
+    if not (np.isin(found.classes, range(len(self.categories))).all() and np.isfinite(found.boxes).all()):
+      raise ValueError(
+        f'{self._path}: its program gives boxes that are not finite, or classes beyond its {len(self.categories)} '
+        'categories: export the detector again'
+      )
+    return found
 
 
 def read_sidecar(text: str | bytes, path: epath.PathLike) -> Sidecar:
