@@ -40,8 +40,11 @@ os.kill(os.getpid(), signal.SIGHUP)""",
 for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
   os.kill(multiprocessing.active_children()[0].pid, number)""",
   'broken image': """
-for path in Path(CONFIG.value.data.train.images).iterdir():
-  path.write_bytes(path.read_bytes()[:300])""",
+for path in [*Path(CONFIG.value.data.train.images).iterdir()]:
+  # At once: a file that is being written is one of 0 bytes to who reads it meanwhile.
+  short = path.with_suffix('.short')
+  short.write_bytes(path.read_bytes()[:300])
+  short.replace(path)""",
   'hanging read': """
 sources.Record.decode = lambda *_: threading.Event().wait()
 threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()""",
