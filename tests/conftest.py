@@ -19,6 +19,11 @@ if jax.config.jax_compilation_cache_dir is None:  # the environment variable goe
   jax.config.update('jax_compilation_cache_dir', str(_CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
+# Files that take longest, in this order; they begin first, so that no process is left alone with one of them at the end.
+_LONGEST = (
+  *('test_encoder_run', 'test_two_hosts', 'test_train_step', 'test_docs', 'test_train', 'test_other_devices'),
+  *('test_installed', 'test_encoder', 'test_imported_checkpoint', 'test_import_torch_checkpoint'),
+)
 _PARITY = pytest.StashKey[dict[str, tuple[float, float]]]()
 _TEXTS = pytest.StashKey[list[str]]()
 
@@ -46,6 +51,11 @@ def tell(request):
 
 def pytest_configure(config):
   config.stash[_PARITY], config.stash[_TEXTS] = {}, []
+
+
+def pytest_collection_modifyitems(items):
+  rank = {name: number for number, name in enumerate(_LONGEST)}
+  items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 def pytest_sessionfinish(session):
