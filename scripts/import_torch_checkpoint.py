@@ -117,7 +117,8 @@ def main() -> None:
   parser.add_argument('--step', type=int, help='training steps (default: the number at the end of the file name)')
   parser.add_argument('--sha256', help='refuse the file if this is not its checksum')
   arguments = parser.parse_args()
-  digits = re.search(r'(\d+)$', Path(arguments.file.partition('#')[0]).stem)
+  stem = Path(arguments.file.partition('#')[0]).stem
+  digits = None if re.search(r'-[0-9a-f]{8}$', stem) else re.search(r'(\d+)$', stem)  # not those of a digest
   step = arguments.step if arguments.step is not None else int(digits[1]) if digits else 0
   try:
     out = output_paths.local(arguments.out)

@@ -211,7 +211,7 @@ def export_state_dict(variables: Mapping[str, Any], model_config: Mapping[str, A
   if (encoder := model_config.get('encoder', 'hourglass')) != 'hourglass':
     raise ValueError(f"the authors' code has hourglasses alone, this network has the encoder {encoder}: give another")
   layout = layout_of(model_config)
-  if layout is MMDETECTION and (model_config['center_branch'] or model_config['cascade_corner_pooling']):
+  if layout is MMDETECTION and any(model_config.get(key, True) for key in ('center_branch', 'cascade_corner_pooling')):
     raise ValueError('model.pixels=imagenet is of mmdetection, which has CornerNet alone: give another network')
   flat = traverse_util.flatten_dict(dict(variables))
   return {key: _to_theirs(path, np.asarray(flat[path]), layout) for path, key, _ in key_table(model_config)}
