@@ -154,7 +154,8 @@ shapes, key = {
   'authors': (released_shapes, 'kps.1'), 'mmdetection': (mmdetection_shapes, 'backbone.hourglass_modules.1')
 }[sys.argv[1]]
 rng = np.random.default_rng(0)
-state = {f'module.{k}': rng.random(shape, np.float32) for k, shape in shapes(detector.VARIANTS['hourglass-104']).items()}
+shapes = shapes(detector.VARIANTS['hourglass-104'])
+state = {f'module.{k}': rng.random(shape, np.float32) for k, shape in shapes.items()}
 started = time.monotonic()
 variables = torch_import.import_state_dict(state, torch_import.infer_model_config(state))
 seconds = time.monotonic() - started
