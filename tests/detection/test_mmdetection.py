@@ -15,6 +15,7 @@ import triplet_det
 from scripts import import_torch_checkpoint
 from tests.golden_state import MMDETECTION, drawn_image, drawn_weights, nhwc, read, relative_error
 from tests.released_keys import mmdetection_shapes
+from triplet_det import export
 from triplet_det.configs import cornernet
 from triplet_det.detection import batches, canvas, inference, nms
 from triplet_det.detection.settings import PUBLISHED_MMDETECTION, settings_for
@@ -159,3 +160,12 @@ def test_the_config_for_mode_eval_has_its_settings():
   assert config.result_decimals == -1 and config.eval_name == ''
   with pytest.raises(ValueError, match='test=mmdetection has one scale'):
     cornernet.get_config('test=mmdetection,scales=multi')
+
+
+def test_it_leaves_as_one_file(run_folder, tmp_path):
+  """Its soft-NMS works on the device; the canvas gets its colour in the program."""
+  export.export(run_folder, tmp_path / 'a.zip', sizes=[(37, 44)])
+  for size in ((37, 44), (127, 127)):
+    (found,) = triplet_det.load(tmp_path / 'a.zip')([drawn_image(*size)])
+    boxes, scores = apart(found, *size)
+    assert boxes < 1e-2 and scores < 1e-5
