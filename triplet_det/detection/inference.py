@@ -81,9 +81,7 @@ def locate(
   out_height, out_width = maps.tl_heat.shape[1:3]
   stride = width / out_width, height / out_height
   near = None
-  if (
-    settings.near_edges
-  ):  # of the mirror image the published program takes the same, though its border is the right one
+  if settings.near_edges:  # the published program takes the image's for the mirror image too, whose border is the other
     near = jnp.repeat(placement.border / jnp.array(stride), 2 if settings.mirror else 1, axis=0)
   pairs, centers = decode.decode(
     maps,
