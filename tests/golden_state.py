@@ -50,11 +50,7 @@ def drawn_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
       array = 1 + array / 2
     else:
       array /= 5
-    for output, factor in (
-      ('heat', 0.2),
-      ('emb', 0.12),
-      ('off', 0.1),
-    ):  # scores, distances and offsets as of a trained one
+    for output, factor in dict(heat=0.2, emb=0.12, off=0.1).items():  # scores, distances, offsets as of a trained one
       if f'_{output}.' in name and '.1.conv.weight' in name:
         array = factor * (array - array.mean(axis=1, keepdims=True))
     weights[name] = array.astype(np.float32)
