@@ -1,5 +1,7 @@
 """Weights trained here as a state dict of the authors' PyTorch code: the way back of import_torch_checkpoint.py.
 
+What came from mmdetection goes back to it.
+
   python scripts/export_torch_checkpoint.py runs/mine CenterNet-104_480000.pkl
 
 Needs the extra `torch` to write the file.
@@ -32,7 +34,8 @@ def main() -> None:
     parser.error('writing PyTorch files needs torch: pip install -e .[torch]')
   except (FileNotFoundError, ValueError) as error:
     parser.error(str(error))
-  torch.save({f'module.{key}': torch.from_numpy(array) for key, array in arrays.items()}, unfinished)
+  prefix = torch_import.layout_of(record.model).prefix
+  torch.save({f'{prefix}{key}': torch.from_numpy(array) for key, array in arrays.items()}, unfinished)
   unfinished.replace(file)
   print(f'{len(arrays)} arrays of step {record.step} -> {file}')
 

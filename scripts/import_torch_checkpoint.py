@@ -1,10 +1,11 @@
-"""The authors' PyTorch weights as a checkpoint of this program: same boxes, no torch needed afterwards.
+"""The authors' or mmdetection's PyTorch weights as a checkpoint of this program: same boxes, no torch needed.
 
   python scripts/import_torch_checkpoint.py CenterNet-104_480000.pkl runs/centernet_104
   python -m triplet_det.predict --checkpoint runs/centernet_104 --out boxes photo.jpg
   python -m triplet_det.main --config configs/triplet.py:hg=104 --workdir runs/centernet_104 --config.mode=eval ...
 
-Needs no PyTorch, and nothing in the file is executed. CenterNet-52, -104 and CornerNet are told apart by their keys.
+Needs no PyTorch, and nothing in the file is executed. CenterNet-52, -104 and CornerNet, of the authors or, CornerNet,
+of mmdetection, are told apart by their keys; each is tested as its program tests it.
 `--annotations` gives the categories if they are not COCO's.
 """
 
@@ -24,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from triplet_det.categories import COCO, CategoryTable
 from triplet_det.data.layouts.coco_json import read_annotations
-from triplet_det.detection.settings import PUBLISHED_CENTERNET, PUBLISHED_CORNERNET
+from triplet_det.detection.settings import PUBLISHED_CENTERNET, PUBLISHED_CORNERNET, PUBLISHED_MMDETECTION, Settings
 from triplet_det.models import torch_file, torch_import
 from triplet_det.run import checkpoints, download, output_paths
 
@@ -72,11 +73,18 @@ def format_table(state_dict: dict[str, np.ndarray], model: dict) -> str:
     row = rows[path[1]]
     row[0] += 1
     row[1] += int(np.prod(shape))
-    row[2] = row[2] or re.match(r'[a-z_]+(\.\d+)?', key)[0]
-  lines = [f'  {"here":<18}{"released":<14}{"arrays":>7}{"numbers":>14}']
-  lines += [f'  {here:<18}{there:<14}{arrays:>7}{numbers:>14,}' for here, (arrays, numbers, there) in rows.items()]
+    row[2] = row[2] or re.match(r'((backbone|bbox_head)\.)?[a-z_0-9]+(\.\d+)?', key)[0]
+  lines = [f'  {"here":<18}{"released":<30}{"arrays":>7}{"numbers":>14}']
+  lines += [f'  {here:<18}{there:<30}{arrays:>7}{numbers:>14,}' for here, (arrays, numbers, there) in rows.items()]
   skipped = sum(key.endswith('num_batches_tracked') for key in state_dict)
   return '\n'.join(lines) + (f'\n  left out: {skipped} counters num_batches_tracked' if skipped else '')
+
+
+def kind_of(model: dict) -> tuple[str, Settings]:
+  """What such a network is called, and the settings that its program tests it with."""
+  if torch_import.layout_of(model) is torch_import.MMDETECTION:
+    return "mmdetection's CornerNet", PUBLISHED_MMDETECTION
+  return ('CenterNet', PUBLISHED_CENTERNET) if model['center_branch'] else ('CornerNet', PUBLISHED_CORNERNET)
 
 
 def write_run(
@@ -90,7 +98,7 @@ def write_run(
   model = torch_import.infer_model_config(state_dict)
   variables = torch_import.import_state_dict(state_dict, model)
   categories = _categories(annotations, model['num_classes'])
-  settings = PUBLISHED_CENTERNET if model['center_branch'] else PUBLISHED_CORNERNET
+  _, settings = kind_of(model)
   record = checkpoints.RunRecord(step=step, categories=categories, model=model, test=dataclasses.asdict(settings))
   output_paths.make_folder('the run folder', out)
   saved = checkpoints.Checkpoints(out)
@@ -102,14 +110,15 @@ def write_run(
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument(
-    'file', help='.pkl or .pth of the authors, or of a network trained with their code; or a link to one'
+    'file', help='.pkl or .pth of the authors, mmdetection, or of a network trained with their code; or a link to one'
   )
   parser.add_argument('out', help='run folder to write')
   parser.add_argument('--annotations', help='COCO JSON with the categories, in order (default: COCO itself)')
   parser.add_argument('--step', type=int, help='training steps (default: the number at the end of the file name)')
   parser.add_argument('--sha256', help='refuse the file if this is not its checksum')
   arguments = parser.parse_args()
-  digits = re.search(r'(\d+)$', Path(arguments.file.partition('#')[0]).stem)
+  stem = Path(arguments.file.partition('#')[0]).stem
+  digits = None if re.search(r'-[0-9a-f]{8}$', stem) else re.search(r'(\d+)$', stem)  # not those of a digest
   step = arguments.step if arguments.step is not None else int(digits[1]) if digits else 0
   try:
     out = output_paths.local(arguments.out)
@@ -121,7 +130,7 @@ def main() -> None:
     record = write_run(state_dict, out, arguments.annotations, step)
   except (ValueError, OSError, ImportError) as error:
     parser.error(f'{arguments.file}: {error}')
-  kind = 'CenterNet' if record.model['center_branch'] else 'CornerNet'
+  kind, _ = kind_of(record.model)
   stacks, classes = record.model['stacks'], len(record.categories)
   print(f'{kind}, {stacks} stack(s), {classes} classes, step {step} -> {out}')
   print(f'SHA-256 of {file.name}: {digest}')

@@ -12,6 +12,8 @@ NETWORKS = dict(
   centernet=_CENTERNET,
   cornernet=dict(_CENTERNET, center_branch=False, center_pooling=False, cascade_corner_pooling=False),
 )
+# mmdetection's, drawn by `drawn_weights`.
+MMDETECTION = dict(NETWORKS['cornernet'], pixels='imagenet')
 GOLDEN = Path(__file__).parent / 'golden'
 
 
@@ -31,6 +33,35 @@ def state_dict(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     elif kind == 'f':
       weights[name] = array.astype(np.float32)
   return weights
+
+
+def drawn_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+  """mmdetection's state dict of mmdetection.npz, float32: drawn, so that it need not be stored.
+
+  By NumPy's legacy generator, whose numbers stay the same in every version, in the order of the names.
+  """
+  random, weights = np.random.RandomState(1), {}
+  for name in sorted(shapes):
+    shape, leaf = shapes[name], name.rpartition('.')[2]
+    array = random.uniform(-1, 1, shape)
+    if len(shape) == 4:
+      array *= np.sqrt(3 / np.prod(shape[1:]))  # as much variance out as in
+    elif leaf == 'running_var' or (leaf == 'weight' and len(shape) == 1):
+      array = 1 + array / 2
+    else:
+      array /= 5
+    for output, factor in dict(heat=0.2, emb=0.12, off=0.1).items():  # scores, distances, offsets as of a trained one
+      if f'_{output}.' in name and '.1.conv.weight' in name:
+        array = factor * (array - array.mean(axis=1, keepdims=True))
+    weights[name] = array.astype(np.float32)
+  return weights
+
+
+def drawn_image(height: int, width: int) -> np.ndarray:
+  """uint8 [height, width, 3] RGB: blocks of colours with noise, drawn as `drawn_weights`."""
+  random = np.random.RandomState(height * 1000 + width)
+  blocks = random.randint(0, 200, (height // 8 + 1, width // 8 + 1, 3)).repeat(8, 0).repeat(8, 1)[:height, :width]
+  return (blocks + random.randint(0, 56, (height, width, 3))).astype(np.uint8)
 
 
 def under(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

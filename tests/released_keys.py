@@ -69,3 +69,31 @@ def released_shapes(config: dict) -> Shapes:
     shapes |= _conv(f'cnvs_.{s}.0', head, first, 1) | _norm(f'cnvs_.{s}.1', first)
     shapes |= _residual(f'inters.{s}', first, first)
   return shapes
+
+
+def mmdetection_shapes(config: dict) -> Shapes:
+  """The same of mmdetection's CornerNet, HourglassNet and CornerHead; a tests/golden/mmdetection.npz holds its own."""
+  c = config
+  first, head, pooled = c['dims'][0], c['head_width'], c['pool_width']
+  shapes = _block('backbone.stem.0', 3, c['stem_width'], 7) | _basic('backbone.stem.1.0', c['stem_width'], first, 2)
+  for s in range(c['stacks']):
+    for key, shape in _hourglass(f'backbone.hourglass_modules.{s}', c['dims'], c['blocks']).items():
+      shapes[key.replace('.skip.', '.downsample.')] = shape
+    shapes |= _block(f'backbone.out_convs.{s}', first, head, 3)
+    for kind in ('tl', 'br'):
+      pool = f'bbox_head.{kind}_pool.{s}'
+      shapes |= _block(f'{pool}.direction1_conv', head, pooled, 3) | _block(f'{pool}.direction2_conv', head, pooled, 3)
+      shapes |= _block(f'{pool}.aftpool_conv', pooled, head, 3)
+      shapes |= _block(f'{pool}.conv1', head, head, 1) | _block(f'{pool}.conv2', head, head, 3)
+      for name, channels in {'heat': c['num_classes'], 'off': 2, 'emb': 1}.items():
+        shapes |= _conv(f'bbox_head.{kind}_{name}.{s}.0.conv', head, first, 3, bias=True)
+        shapes |= _conv(f'bbox_head.{kind}_{name}.{s}.1.conv', first, channels, 1, bias=True)
+  for s in range(c['stacks'] - 1):
+    shapes |= _block(f'backbone.conv1x1s.{s}', first, first, 1) | _block(f'backbone.remap_convs.{s}', head, first, 1)
+    shapes |= _basic(f'backbone.inters.{s}', first, first)
+  return shapes
+
+
+def _basic(key: str, inputs: int, outputs: int, stride: int = 1) -> Shapes:
+  shapes = _residual(key, inputs, outputs, stride)
+  return {name.replace('.skip.', '.downsample.'): shape for name, shape in shapes.items()}

@@ -76,6 +76,7 @@ AOT = 'scripts/aot_compile.py --config configs/triplet.py:hg=104 --topology v5e:
 MINE = f'{MAIN} photos --workdir runs/mine --config.data.root=FOLDER'
 IMPORTED = {'runs/centernet_104': 'WORKDIR'}  # of a tiny run instead of from the authors
 BUCKET = {'gs://bucket/run': 'WORKDIR', 'gs://bucket/cornernet': 'WORKDIR'}
+MMDETECTION = 'https://download.openmmlab.com/mmdetection/v2.0/cornernet/'
 LINK = 'https://example.com/mine.tar.gz#sha256=0123456789abcdef'
 SMALL_PAGE = {'configs/shapes.py': '{folder}/small.py'}
 
@@ -217,6 +218,15 @@ BY_TEST = {
     'scripts/import_torch_checkpoint.py CenterNet-52_480000.pkl runs/centernet_52',
     'scripts/import_torch_checkpoint.py CornerNet_500000.pkl runs/cornernet_104',
     'scripts/export_torch_checkpoint.py runs/mine CenterNet-104_480000.pkl',
+  ],
+  'tests/scripts/test_import_torch_checkpoint.py::test_mmdetection_there_and_back': [
+    f'scripts/import_torch_checkpoint.py {MMDETECTION}{name}/{name}_{end}.pth#sha256={end[-8:]} runs/mmdet_{batch}'
+    for batch, end in {
+      '10x5': '20200824_185720-5fefbf1c',
+      '8x6': '20200825_150618-79b44c30',
+      '32x3': '20200819_203110-1efaea91',
+    }.items()
+    for name in [f'cornernet_hourglass104_mstest_{batch}_210e_coco']
   ],
   'tests/scripts/test_tables.py::test_a_config_of_the_user_s_own': [
     f'{TABLES} table4 --runs runs/mine --config configs/photos.py --config.data...',

@@ -1018,6 +1018,50 @@ TORCH = {
     possible="the authors' code has hourglasses alone",
     do='give another',
   ),
+  'centers that mmdetection has not': script(
+    'export_torch_checkpoint',
+    *('{tmp}/other_pixels', '{tmp}/other.pkl'),
+    given='model.pixels=imagenet',
+    possible='is of mmdetection, which has CornerNet alone',
+    do='give another network',
+  ),
+  'weights that know other pixels': mine(
+    '--config.init_from={tmp}/other_pixels',
+    '--workdir={tmp}/started',
+    given='init_from={tmp}/other_pixels: its weights know pixels normalised by the statistics of imagenet',
+    possible='config.model.pixels is coco',
+    do='give --config.model.pixels=imagenet',
+  ),
+  'pixels of nobody': mine(
+    '--config.model.pixels=cifar', given="model.pixels is 'cifar'", possible='possible: coco, imagenet', do='coco'
+  ),
+  'other pixels for an encoder': main(
+    *DATA_FLAGS,
+    '--config.model.pixels=imagenet',
+    config='configs/photos.py:encoder=efficientnet_lite0',
+    given='model.pixels=imagenet is for an hourglass',
+    possible='efficientnet_lite0 has its own',
+    do='give coco',
+  ),
+  'several scales of mmdetection': main(
+    config='configs/cornernet.py:test=mmdetection,scales=multi',
+    given="variant 'test=mmdetection,scales=multi'",
+    possible='test=mmdetection has one scale and no small network',
+    do='leave scales, small out',
+  ),
+  'a canvas of no colour': mine(
+    '--config.test.canvas_colour=red',
+    given="unknown canvas_colour 'red'",
+    possible='possible: black, imagenet',
+    do='black',
+  ),
+  'settings of two programs': mine(
+    '--config.test.stale_rows=true',
+    '--config.test.class_shift=true',
+    given='stale_rows is of one program',
+    possible='drop_untouched and class_shift are of another',
+    do='leave one out',
+  ),
   'the weights of ImageNet for an hourglass': mine(
     '--config.init_from=imagenet',
     given='init_from=imagenet: only 0% of the parameters of this network are in it, 50% are needed',
@@ -1292,6 +1336,7 @@ def write_runs(folder: Path, overrides: dict) -> None:
   write_run(folder / 'averages', little | {'average': little}, model=built.model)
   write_run(folder / 'other_sizes', little, model=built.model | {'dims': (8, 16)})
   write_run(folder / 'encoder', little, model=built.model | {'encoder': 'efficientnet_lite0', 'dims': (8,) * 4})
+  write_run(folder / 'other_pixels', whole, model=built.model | {'pixels': 'imagenet'})
   write_run(folder / 'other_classes', little, model=built.model | {'num_classes': 80}, categories=COCO)
   for name in ('broken', 'newer_record', 'flipped'):
     write_run(folder / name, little)

@@ -150,7 +150,8 @@ def _detection(
   canvases = jax.ShapeDtypeStruct((rows, height, width, 3), np.uint8, sharding=over_rows)
   pair = jax.ShapeDtypeStruct((rows, 2), np.float32, sharding=over_rows)
   placement = canvas.Placement(border=pair, size=pair, scale=pair)
-  normalised = jax.eval_shape(functools.partial(inference.network_input, settings=settings), canvases)
+  network_input = functools.partial(inference.network_input, settings=settings)
+  normalised = jax.eval_shape(network_input, canvases, placement=placement)
   module = built.module.clone(norm_folded=True)  # as `trained_network.folded`
   variables = jax.eval_shape(module.init, jax.random.key(0), normalised)
   variables = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), variables)

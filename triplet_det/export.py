@@ -51,11 +51,9 @@ PREPROCESSING = {
   'image': 'uint8 RGB, turned upright by its EXIF orientation',
   'resize': 'for each scale s in settings.scales, times settings.image_side / max(height, width) unless that is 0, to '
   'int(height * s) x int(width * s), at least 1 x 1, by OpenCV: INTER_LINEAR, or INTER_AREA if s is below 0.5',
-  'canvas': 'black, the resized image from row H // 2 - height // 2 and column W // 2 - width // 2 on',
+  'canvas': 'zeros, the resized image from row H // 2 - height // 2 and column W // 2 - width // 2 on',
   'normalisation': 'in the program: (value / 255 - mean) / std',
-  'mean': input_pixels.RGB_MEAN.tolist(),
-  'std': input_pixels.RGB_STD.tolist(),
-}
+}  # and the mean and std of the network's pixels
 
 
 def detection_program(apply_fn: Callable, settings: Settings) -> Callable:
@@ -116,6 +114,7 @@ def export(
   weights = traverse_util.flatten_dict(folded, sep='/')
 
   every_canvases = list(dict.fromkeys(canvases_of(*size, settings) for size in sizes))
+  mean, std = input_pixels.STATISTICS[module.config.pixels]
   programs = [Program('programs/' + '_'.join(f'{w}x{h}' for h, w in one), one) for one in every_canvases]
   sidecar = Sidecar(
     format=FORMAT,
@@ -124,7 +123,7 @@ def export(
     batch_size=batch_size,
     arguments=ARGUMENTS,
     results=RESULTS,
-    preprocessing=PREPROCESSING,
+    preprocessing=PREPROCESSING | {'mean': mean.tolist(), 'std': std.tolist()},
     settings=dataclasses.asdict(settings),
     categories=tuple(record.categories.to_coco()),
     checkpoint=dict(path=str(checkpoint), step=record.step, metrics=dict(record.metrics)),

@@ -86,7 +86,8 @@ def compile_network(
 
 def network(model: Mapping, side: int) -> Program:
   """The network on an image of `side` x `side` pixels and its mirror image, for a process of its own."""
-  images = jax.device_put(inference.network_input(noise(side, side)[None], SOUND))
+  placed = batches.place_batch([noise(side, side)], 1.0, SOUND, 1)
+  images = jax.device_put(inference.network_input(placed[0], SOUND, placed[1]))
   _, compiled, variables = compile_network(*random_weights(model), images)
   compiler.give_back()  # as the detector does
 
@@ -118,7 +119,7 @@ def compile_parts(
     objects: whether objects are added to the maps of the network.
   """
   canvases, placement = batches.place_batch([image], settings.scales[0], settings, 1)
-  images, canvas = inference.network_input(canvases, settings), canvases.shape[1:3]
+  images, canvas = inference.network_input(canvases, settings, placement), canvases.shape[1:3]
   config = module.config
   added = objects_in_maps(*canvas, config.num_classes, centers=config.center_branch) if objects else None
   apply, compiled, variables = compile_network(module, variables, images, added)

@@ -17,7 +17,7 @@ import triplet_det
 from tests.foreign_export import SETTINGS, WEIGHTS, boxes, changed, foreign_call, npz, write_file
 from triplet_det import export
 from triplet_det.detection import trained_network
-from triplet_det.detection.settings import PUBLISHED_CORNERNET, Settings
+from triplet_det.detection.settings import PUBLISHED_CORNERNET, PUBLISHED_MMDETECTION, Settings
 from triplet_det.models import detector, layers
 
 IMAGE = np.zeros((20, 20, 3), np.uint8)
@@ -41,6 +41,7 @@ def test_what_export_writes_is_accepted():
     (tiny, Settings(canvas_multiple=32)),
     (cornernet, dataclasses.replace(PUBLISHED_CORNERNET, **sound)),
     (tiny, Settings(canvas_multiple=32, **several)),
+    (dict(cornernet, pixels='imagenet'), dataclasses.replace(PUBLISHED_MMDETECTION, canvas_multiple=32)),
   ):
     module = detector.build(config)
     shapes = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 63, 63, 3), np.float32))

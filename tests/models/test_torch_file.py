@@ -5,6 +5,7 @@ import contextlib
 import os
 import pickle
 import random
+import sys
 import tracemalloc
 import zipfile
 
@@ -52,6 +53,34 @@ def test_views_of_one_storage(write):
   np.testing.assert_array_equal(read['part'], np.arange(4, 10).reshape(2, 3))
   np.testing.assert_array_equal(read['turned'], np.arange(24).reshape(6, 4).T)
   assert read['none'].shape == (0, 3)
+
+
+def test_objects_of_other_packages_are_passed_over(write):
+  """NumPy's by its own pickling; OpenMMLab's by opcodes, as a history of its message hub is pickled: with a function of
+  a class, reached by `getattr`, and attributes; and a dictionary of its own kind. None of their modules is here."""
+  assert 'mmengine' not in sys.modules
+  beside = dict(scalar=np.float64(0.4), kind=np.float32, state=np.dtype('>i4'), inside=[np.int64(3), 'text'])
+  read = torch_file.read(write({'meta': beside, 'state_dict': WEIGHTS}))
+  assert list(read['state_dict']) == list(WEIGHTS) and read['meta']['inside'][1] == 'text'
+  passed_over = read['meta']['scalar'], read['meta']['kind'], read['meta']['state'], read['meta']['inside'][0]
+  assert all(type(value) is torch_file.Foreign for value in passed_over)
+
+  history = (
+    b'cmmengine.logging.history_buffer\nHistoryBuffer\nq\x00)\x81}(X\x01\x00\x00\x00f'
+    b'c__builtin__\ngetattr\nh\x00X\x03\x00\x00\x00min\x86RX\x01\x00\x00\x00nK\x05ub'
+  )
+  own_dict = b'cmmengine.config.config\nConfigDict\n)RX\x01\x00\x00\x00aK\x01s'
+  read = torch_file.read(write(b'\x80\x02(' + history + own_dict + b'K\x07t.'))
+  assert [type(value) for value in read] == [torch_file.Foreign, torch_file.Foreign, int]
+
+
+def test_an_object_passed_over_makes_no_tensor(write):
+  for opcodes in (
+    b'ctorch._utils\n_rebuild_tensor_v2\n(cnumpy\nzeros\nK\x00)))tR',  # a storage that is none
+    b'cnumpy\nfloat32\nQ',  # a persistent id that is none
+  ):
+    with pytest.raises(ValueError, match='refused'):
+      torch_file.read(write(b'\x80\x02' + opcodes + b'.'))
 
 
 class Acting:

@@ -1,5 +1,6 @@
 """Import of the released state dicts: every key, every shape, exactly the values; one error with all that is wrong."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from tests.golden_state import NETWORKS, read, state_dict
-from tests.released_keys import released_shapes
+from tests.golden_state import MMDETECTION, NETWORKS, drawn_weights, read, state_dict
+from tests.released_keys import mmdetection_shapes, released_shapes
 from triplet_det.models import detector, torch_import
 
 
@@ -18,13 +19,33 @@ def test_a_network_with_an_encoder_has_no_released_names():
     torch_import.export_state_dict({}, detector.VARIANTS['photos'])
 
 
+def test_mmdetection_has_no_centers():
+  with pytest.raises(ValueError, match='pixels=imagenet is of mmdetection, which has CornerNet alone'):
+    torch_import.export_state_dict({}, dict(NETWORKS['centernet'], pixels='imagenet'))
+
+
 @pytest.fixture(scope='module', params=NETWORKS)
 def network(request):
   return NETWORKS[request.param], state_dict(read(f'small_net_{request.param}'))
 
 
-def test_round_trip_is_exact(network):
-  config, released = network
+@pytest.fixture(scope='module', params=[*NETWORKS, 'mmdetection'])
+def any_network(request):
+  if request.param == 'mmdetection':
+    return MMDETECTION, drawn_weights(mmdetection_shapes(MMDETECTION))
+  return NETWORKS[request.param], state_dict(read(f'small_net_{request.param}'))
+
+
+def test_the_config_is_read_off_the_keys(any_network):
+  config, released = any_network
+  prefixed = {f'module.{key}': array for key, array in released.items()}
+  for keys in (released, prefixed):
+    built, wanted = (detector.build(one).config for one in (torch_import.infer_model_config(keys), config))
+    assert dataclasses.replace(built, norm_group=None, norm_running='all') == wanted
+
+
+def test_round_trip_is_exact(any_network):
+  config, released = any_network
   variables = torch_import.import_state_dict(released, config)
   back = torch_import.export_state_dict(variables, config)
   assert back.keys() == released.keys()
@@ -33,8 +54,8 @@ def test_round_trip_is_exact(network):
     np.testing.assert_array_equal(back[name], array, err_msg=name)
 
 
-def test_prefix_and_counters_are_ignored(network):
-  config, released = network
+def test_prefix_and_counters_are_ignored(any_network):
+  config, released = any_network
   prefixes = ('module.', 'module.module.', '')  # one for each wrapping
   saved = {f'{prefixes[i % 3]}{name}': array for i, (name, array) in enumerate(released.items())}
   saved['module.pre.0.bn.num_batches_tracked'] = np.int64(480000)
@@ -50,6 +71,12 @@ def test_layout_and_channel_order():
   for blue_green_red, red_green_blue in ((0, 2), (1, 1), (2, 0)):
     np.testing.assert_array_equal(ours[1, 5, red_green_blue], stem[:, blue_green_red, 1, 5])
   np.testing.assert_array_equal(params['stem']['residual']['block']['conv']['kernel'][0, 2, 7], inner[:, 7, 0, 2])
+
+
+def test_mmdetection_reads_red_first():
+  weights = drawn_weights(mmdetection_shapes(MMDETECTION))
+  kernel = torch_import.import_state_dict(weights, MMDETECTION)['params']['stem']['block']['conv']['kernel']
+  np.testing.assert_array_equal(kernel, weights['backbone.stem.0.conv.weight'].transpose(2, 3, 1, 0))
 
 
 def test_all_that_does_not_fit_is_in_one_error(network):
@@ -88,43 +115,63 @@ def test_list_of_released_keys_is_that_of_the_small_networks(network):
   assert released_shapes(config) == {name: array.shape for name, array in released.items()}
 
 
+def as_theirs(config):
+  """The released name of every array, each once, and its shape with convolutions as OIHW."""
+  shapes = {}
+  for _, key, shape in torch_import.key_table(config):
+    assert key not in shapes
+    shapes[key] = tuple(shape[i] for i in (3, 2, 0, 1)) if len(shape) == 4 else shape
+  return shapes
+
+
 @pytest.mark.parametrize('variant', ['hourglass-52', 'hourglass-104'])
 def test_full_size_keys_and_shapes(variant):
   config = detector.VARIANTS[variant]
   expected = released_shapes(config)
-  ours = {}
-  for _, key, shape in torch_import.key_table(config):
-    assert key not in ours
-    ours[key] = tuple(shape[i] for i in (3, 2, 0, 1)) if len(shape) == 4 else shape
-  assert ours == expected
+  assert as_theirs(config) == expected
   parameters = sum(np.prod(shape) for key, shape in expected.items() if 'running' not in key)
   assert parameters == {'hourglass-52': 104_844_152, 'hourglass-104': 210_062_960}[variant]
+
+
+CORNERNET_104 = dict(
+  detector.VARIANTS['hourglass-104'], center_branch=False, center_pooling=False, cascade_corner_pooling=False
+)
+
+
+def test_full_size_keys_and_shapes_of_mmdetection():
+  config = dict(CORNERNET_104, pixels='imagenet')
+  assert as_theirs(config) == mmdetection_shapes(config)
 
 
 # Prints the seconds of the import and the peak of memory in GiB.
 FULL_SIZE = """
 import resource, sys, time
 import numpy as np
-from tests.released_keys import released_shapes
+from tests.released_keys import mmdetection_shapes, released_shapes
 from triplet_det.models import detector, torch_import
 
-config = detector.VARIANTS['hourglass-104']
+shapes, key = {
+  'authors': (released_shapes, 'kps.1'), 'mmdetection': (mmdetection_shapes, 'backbone.hourglass_modules.1')
+}[sys.argv[1]]
 rng = np.random.default_rng(0)
-state = {f'module.{k}': rng.random(shape, np.float32) for k, shape in released_shapes(config).items()}
+shapes = shapes(detector.VARIANTS['hourglass-104'])
+state = {f'module.{k}': rng.random(shape, np.float32) for k, shape in shapes.items()}
 started = time.monotonic()
-variables = torch_import.import_state_dict(state, config)
+variables = torch_import.import_state_dict(state, torch_import.infer_model_config(state))
 seconds = time.monotonic() - started
 kernel = variables['params']['hourglass_1']['inner']['inner']['down_0']['block']['conv']['kernel']
-assert (kernel == state['module.kps.1.low2.low2.low1.0.conv1.weight'].transpose(2, 3, 1, 0)).all()
+assert (kernel == state[f'module.{key}.low2.low2.low1.0.conv1.weight'].transpose(2, 3, 1, 0)).all()
 unit = 1 if sys.platform == 'darwin' else 1024
 print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30)
 """
 
 
-def test_full_size_import_takes_seconds_and_two_copies():
+@pytest.mark.parametrize('program', ['authors', 'mmdetection'])
+def test_full_size_import_takes_seconds_and_two_copies(program):
   """Random weights of Hourglass-104, 0.84 GB: in a process of its own, so that its memory can be seen."""
   root = Path(__file__).parents[2]
-  result = subprocess.run([sys.executable, '-c', FULL_SIZE], cwd=root, capture_output=True, text=True, timeout=300)
+  command = [sys.executable, '-c', FULL_SIZE, program]
+  result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
   assert result.returncode == 0, result.stderr
   seconds, gibibytes = map(float, result.stdout.split())
   assert seconds < 60

@@ -14,9 +14,10 @@ import pytest
 
 import triplet_det
 from tests import link_server, torch_files
-from tests.golden_state import NETWORKS, read, state_dict
+from tests.golden_state import MMDETECTION, NETWORKS, drawn_weights, read, state_dict
+from tests.released_keys import mmdetection_shapes
 from triplet_det.detection import trained_network
-from triplet_det.detection.settings import PUBLISHED_CENTERNET, PUBLISHED_CORNERNET
+from triplet_det.detection.settings import PUBLISHED_CENTERNET, PUBLISHED_CORNERNET, PUBLISHED_MMDETECTION, settings_for
 from triplet_det.models import detector, torch_import
 from triplet_det.run import checkpoints
 
@@ -36,6 +37,14 @@ def run(script, *arguments):
 def released(request):
   """Name, weights and model config of a small published network."""
   return request.param, state_dict(read(f'small_net_{request.param}')), NETWORKS[request.param]
+
+
+def of_mmengine(weights):
+  """What mmcv and mmengine write around a state dict, objects of NumPy and of their own among it."""
+  counters = {'backbone.stem.0.bn.num_batches_tracked': np.array(9)}
+  meta = dict(mmdet_version='2.3.0', epoch=210, CLASSES=('person', 'bicycle'), config='model = dict()', seed=None)
+  meta |= dict(score=np.float64(0.4), rows=np.float32)  # no tensors: pickled as NumPy does it
+  return dict(meta=meta, state_dict={key: np.array(value) for key, value in weights.items()} | counters)
 
 
 @pytest.fixture
@@ -97,6 +106,29 @@ def test_there_and_back(released, annotations, tmp_path, zipped):
   assert returned.keys() == kept
   for key in kept:
     np.testing.assert_array_equal(returned[key].numpy(), arrays[key], err_msg=key)
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_mmdetection_there_and_back(annotations, tmp_path, zipped):
+  """A file as on its server: state dict and `meta`; digits at the end of the name that are a digest's, no step."""
+  weights = drawn_weights(mmdetection_shapes(MMDETECTION))
+  given = tmp_path / 'cornernet_hourglass104_mstest_8x6_210e_coco_20200825_150618-79b44c30.pth'
+  torch_files.write(given, of_mmengine(weights), zipped=zipped)
+  done = run('import_torch_checkpoint', given, tmp_path / 'run', '--annotations', annotations)
+  assert done.returncode == 0, done.stderr
+  assert "mmdetection's CornerNet, 2 stack(s), 5 classes, step 0 ->" in done.stdout
+  assert 'bbox_head.tl_pool.1' in done.stdout and 'left out: 1 counters' in done.stdout
+  variables, record = checkpoints.load_weights(tmp_path / 'run')
+  assert settings_for(record.test) == PUBLISHED_MMDETECTION
+  back = torch_import.export_state_dict(variables, record.model)
+  assert back.keys() == weights.keys()
+  for key, array in weights.items():
+    np.testing.assert_array_equal(back[key], array, err_msg=key)
+
+  torch = pytest.importorskip('torch', reason='the way back needs the extra `torch`')
+  done = run('export_torch_checkpoint', tmp_path / 'run', tmp_path / 'back.pth')
+  assert done.returncode == 0, done.stderr
+  assert torch.load(tmp_path / 'back.pth', weights_only=True).keys() == weights.keys()  # no `module.` before them
 
 
 def test_an_imported_checkpoint_detects(released, annotations, tmp_path):

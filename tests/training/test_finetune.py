@@ -127,6 +127,15 @@ def test_initialising_a_state(tmp_path):
   assert len(set(pointers)) == len(pointers)  # a step is given the state's memory, and no array twice
 
 
+def test_weights_that_know_other_pixels_are_refused(tmp_path):
+  ours = jax.tree.map(jnp.asarray, variables(np.random.default_rng(5), 3))
+  save(tmp_path, ours, dict(stacks=1, pixels='imagenet'))
+  state = TrainState(jnp.zeros((), jnp.int32), **ours, opt_state=())
+  with pytest.raises(ValueError, match=r'statistics of imagenet, config\.model\.pixels is coco: give --config\.model'):
+    finetune.initialise(state, tmp_path, categories=HERE, model=dict(stacks=1))  # an older config has no such key
+  finetune.initialise(state, tmp_path, categories=HERE, model=dict(stacks=1, pixels='imagenet'))
+
+
 def test_less_than_half_is_an_error(tmp_path):
   """Of 245 numbers only the branch fits: 15, and 6 for each of 2 classes."""
   rng = np.random.default_rng(5)

@@ -16,6 +16,7 @@ def decode(
   num_pairs: int = 1000,
   window: int = 3,
   embedding_threshold: float = 0.5,
+  near: jax.Array | None = None,
 ) -> tuple[Pairs, Peaks | None]:
   """Corner pairs and centers of a batch of maps; pure, static shapes, to be called inside `jax.jit`.
 
@@ -32,6 +33,8 @@ def decode(
     num_pairs: P, pairs per image; at most K * K are returned.
     window: odd side of the window in which a peak must be the largest of its class; ties all survive.
     embedding_threshold: largest |embedding difference| of a pair.
+    near: [B, 2] (x, y) of the images' left and top edges, at which corners are cut before they are paired; a pair
+      without width or height is then rejected too. None leaves them.
 
   Returns:
     Pairs with boxes in output cells, and the center Peaks (None without center maps). Slots beyond the true peaks
@@ -51,7 +54,7 @@ def decode(
   top_left, tl_cell = find(maps.tl_heat, maps.tl_offset)
   bottom_right, br_cell = find(maps.br_heat, maps.br_offset)
   pair = jax.vmap(functools.partial(_pairs, num_pairs=num_pairs, embedding_threshold=embedding_threshold))
-  pairs = pair(top_left, bottom_right, _read(maps.tl_embed, tl_cell), _read(maps.br_embed, br_cell))
+  pairs = pair(top_left, bottom_right, _read(maps.tl_embed, tl_cell), _read(maps.br_embed, br_cell), near)
   centers = None if maps.center_heat is None else find(maps.center_heat, maps.center_offset)[0]
   return pairs, centers
 
@@ -94,11 +97,12 @@ def _pairs(
   bottom_right: Peaks,
   tl_embed: jax.Array,
   br_embed: jax.Array,
+  near: jax.Array | None,
   *,
   num_pairs: int,
   embedding_threshold: float,
 ) -> Pairs:
-  """All K x K pairs of one image's corners, the best `num_pairs` of them; embeddings are [K]."""
+  """All K x K pairs of one image's corners, the best `num_pairs` of them; embeddings are [K], near is [2]."""
 
   def outer(rows, columns):
     return [a.reshape(-1) for a in jnp.broadcast_arrays(rows[:, None], columns[None, :])]
@@ -109,7 +113,11 @@ def _pairs(
   tl_class, br_class = outer(top_left.classes, bottom_right.classes)
   distance = jnp.abs(tl_embed[:, None] - br_embed[None, :]).reshape(-1)
 
-  valid = (tl_class == br_class) & (distance <= embedding_threshold) & (x2 >= x1) & (y2 >= y1)
+  has_sides = (x2 >= x1) & (y2 >= y1)
+  if near is not None:
+    x1, x2, y1, y2 = (jnp.maximum(a, edge) for a, edge in zip((x1, x2, y1, y2), near.repeat(2)))
+    has_sides = (x2 > x1) & (y2 > y1)
+  valid = (tl_class == br_class) & (distance <= embedding_threshold) & has_sides
   valid &= (tl_scores > 0) & (br_scores > 0)
   scores, best = lax.top_k(jnp.where(valid, (tl_scores + br_scores) / 2, -1.0), min(num_pairs, valid.size))
   return Pairs(

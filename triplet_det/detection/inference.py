@@ -45,42 +45,65 @@ def propose(
     Pairs [B, P] and Peaks [B, K] (None for CornerNet), those of the mirror image behind those of the image. A center
     may lie outside its image; no central region does.
   """
-  maps = apply_fn(variables, network_input(canvases, settings))
+  maps = apply_fn(variables, network_input(canvases, settings, placement))
   return locate(maps, settings, canvases.shape[1:3], placement)
 
 
-def network_input(canvases: jax.Array, settings: Settings) -> jax.Array:
+def network_input(canvases: jax.Array, settings: Settings, placement: Placement) -> jax.Array:
   """uint8 canvases [B, H, W, 3] -> float32 images [2 B, H, W, 3], each followed by its mirror image if wanted."""
   images = input_pixels.normalise(canvases)
+  if settings.canvas_colour != 'black':
+    mean, _ = input_pixels.STATISTICS[settings.canvas_colour]
+    around = input_pixels.normalise(mean.astype(np.float32))
+    images = jnp.where(_shown(canvases.shape[1:3], settings, placement)[..., None], images, around)
   if settings.mirror:  # next to its image, not behind the whole batch, so that a sharded batch stays where it is
     images = jnp.stack([images, images[:, :, ::-1]], axis=1).reshape(-1, *images.shape[1:])
   return images
+
+
+def _shown(canvas: tuple[int, int], settings: Settings, placement: Placement) -> jax.Array:
+  """[B, H, W] bool: where `canvas.place` has left pixels of the image on canvases of (height, width) `canvas`."""
+  far = placement.border + placement.size
+  if settings.cut_last_line:
+    far -= (placement.size + 1) % settings.canvas_multiple == 0
+  x, y = (
+    (near[:, None] <= cells) & (cells < beyond[:, None])
+    for near, beyond, cells in zip(placement.border.T, far.T, map(jnp.arange, canvas[::-1]))
+  )
+  return y[:, :, None] & x[:, None, :]
 
 
 def locate(
   maps: KeypointMaps, settings: Settings, canvas: tuple[int, int], placement: Placement
 ) -> tuple[Pairs, Peaks | None]:
   """What `propose` returns, from the maps of `network_input` for canvases of (height, width) `canvas`."""
+  height, width = canvas
+  out_height, out_width = maps.tl_heat.shape[1:3]
+  stride = width / out_width, height / out_height
+  near = None
+  if settings.near_edges:  # the published program takes the image's for the mirror image too, whose border is the other
+    near = jnp.repeat(placement.border / jnp.array(stride), 2 if settings.mirror else 1, axis=0)
   pairs, centers = decode.decode(
     maps,
     top_k=settings.top_k,
     num_pairs=settings.num_pairs,
     window=settings.window,
     embedding_threshold=settings.embedding_threshold,
+    near=near,
   )
-  height, width = canvas
-  out_height, out_width = maps.tl_heat.shape[1:3]
   if settings.mirror:
     # Pixel 0 is mirrored to pixel width - 1; the published program subtracts from the width.
     last = out_width if settings.mirror_shift else out_width * (width - 1) / width
+    if settings.mirror_in_image:
+      last = (placement.size + 2 * placement.border)[:, :1] / stride[0]
     pairs, centers = _with_mirrored(pairs, centers, last)
-  return _to_image(pairs, centers, (width / out_width, height / out_height), placement, settings.outside_margin)
+  return _to_image(pairs, centers, stride, placement, settings)
 
 
-def _with_mirrored(pairs: Pairs, centers: Peaks | None, last: float) -> tuple[Pairs, Peaks | None]:
+def _with_mirrored(pairs: Pairs, centers: Peaks | None, last: float | jax.Array) -> tuple[Pairs, Peaks | None]:
   """Rows image, mirror image, image, ... [2 B, P] -> both together [B, 2 P], the mirror image's turned back.
 
-  `last` is the place, in output cells, that x = 0 is mirrored to.
+  `last` is the place, in output cells, that x = 0 is mirrored to; [B, 1] if each image has its own.
   """
   (own, own_centers), (mirrored, mirrored_centers) = (
     jax.tree.map(lambda a: a.reshape(-1, 2, *a.shape[1:])[:, i], (pairs, centers))  # noqa: B023, used at once
@@ -94,17 +117,18 @@ def _with_mirrored(pairs: Pairs, centers: Peaks | None, last: float) -> tuple[Pa
   return jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), *both)
 
 
-def _to_image(pairs, centers, stride, placement, outside_margin):
+def _to_image(pairs, centers, stride, placement, settings):
   """Output cells -> canvas pixels -> resized image, where boxes are rejected or clipped -> original image."""
   border, size, scale = (a[:, None] for a in (placement.border, placement.size, placement.scale))
   corners = pairs.boxes.reshape(*pairs.boxes.shape[:2], 2, 2) * jnp.array(stride) - border[:, None]
-  if outside_margin is not None:
+  if (margin := settings.outside_margin) is not None:
     near, far = corners[:, :, 0], corners[:, :, 1]
-    inside = ((near > -outside_margin) & (far < size + outside_margin)).all(axis=-1)
+    inside = ((near > -margin) & (far < size + margin)).all(axis=-1)
     valid = pairs.valid & inside
     pairs = pairs.replace(valid=valid, scores=jnp.where(valid, pairs.scores, -1.0))
-  corners = jnp.clip(corners, 0, size[:, None]) / scale[:, None]
-  pairs = pairs.replace(boxes=corners.reshape(pairs.boxes.shape))
+  if not settings.near_edges:  # else `decode` has cut what is to be cut
+    corners = jnp.clip(corners, 0, size[:, None])
+  pairs = pairs.replace(boxes=(corners / scale[:, None]).reshape(pairs.boxes.shape))
   if centers is not None:
     centers = centers.replace(
       x=(centers.x * stride[0] - border[..., 0]) / scale[..., 0],

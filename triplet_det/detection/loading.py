@@ -97,9 +97,10 @@ class LoadedDetector:
     tester = self.tester
     if not hasattr(tester, 'apply_fn'):
       raise ValueError(f'{self.about["checkpoint"]} is an exported file and gives boxes only: load the run folder')
-    scale = tester.settings.center_scale * scale_to(tester.settings.image_side, *image.shape[:2])
-    where = dict(scale=scale, canvas_multiple=tester.settings.canvas_multiple)
-    return paper_figures.heatmaps(tester.apply_fn, tester.variables, image, **where)
+    settings = tester.settings
+    scale = settings.center_scale * scale_to(settings.image_side, *image.shape[:2])
+    where = dict(canvas_multiple=settings.canvas_multiple, canvas_colour=settings.canvas_colour)
+    return paper_figures.heatmaps(tester.apply_fn, tester.variables, image, scale=scale, **where)
 
 
 def load(

@@ -45,17 +45,19 @@ def soft_nms(
     boxes, scores, classes = jnp.zeros((1, 4)), jnp.full((1,), -1.0), jnp.zeros((1,), jnp.int32)
     tl_scores = br_scores = None if rule.merge_exponent is None else jnp.ones((1,))
   boxes, scores, classes = jnp.asarray(boxes), jnp.asarray(scores), jnp.asarray(classes)
+  compared = rule.compared(jnp, boxes, scores, classes)
 
   def pick(remaining, _):
     # Masks, not indices: what a batch of indices becomes in a loop, converters to ONNX get wrong.
     is_picked = jnp.arange(remaining.size) == jnp.argmax(remaining)
     score = remaining.max()
-    box = jnp.where(is_picked[:, None], boxes, 0).sum(axis=0)
+    box, its_compared = (jnp.where(is_picked[:, None], a, 0).sum(axis=0) for a in (boxes, compared))
     its_class = jnp.where(is_picked, classes, 0).sum()
-    factor, overlaps = rule.factor(jnp, box, boxes)
+    factor, overlaps = rule.factor(jnp, its_compared, compared)
     touched = overlaps & (classes == its_class)
-    lowered = remaining * factor
-    after = jnp.where(touched, jnp.where(lowered < rule.score_threshold, -1.0, lowered), remaining)
+    lowered = jnp.where(touched, remaining * factor, remaining)
+    dropped = (lowered < rule.score_threshold) & (touched | rule.drop_untouched)
+    after = jnp.where(dropped, -1.0, lowered)
     after = jnp.where(is_picked, -1.0, after)
     if rule.merge_exponent is not None:
       others = touched & (remaining >= 0)

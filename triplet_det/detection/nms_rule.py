@@ -22,10 +22,22 @@ class Rule:
   # boxes of its class still there, weighted by (1 - w)^e, w the factor on their scores, times the top-left score for
   # x1, y1 and the bottom-right score for x2, y2.
   merge_exponent: float | None = None
+  # True, mmdetection's convention: a box below score_threshold is dropped, overlapped or not.
+  drop_untouched: bool = False
+  # True, mmdetection's way to keep classes apart: boxes of class i are moved by i times one more than the largest
+  # coordinate, in float32, so that overlaps are those of rounded boxes.
+  class_shift: bool = False
 
   def __post_init__(self):
     if self.method not in METHODS:
       raise ValueError(f'unknown soft-NMS method {self.method!r}; possible: {", ".join(METHODS)}')
+
+  def compared(self, xp, boxes, scores, classes):
+    """What overlaps are taken from: boxes [N, 4], moved apart by their classes [N] with `class_shift`."""
+    if not self.class_shift:
+      return boxes
+    step = xp.where(scores[:, None] >= 0, boxes, 0).max() + 1
+    return boxes + (classes * step)[:, None]
 
   def factor(self, xp, box, boxes):
     """What box [4] multiplies the scores of boxes [N, 4] with [N], and whether they intersect at all [N]."""

@@ -13,10 +13,11 @@ import jax
 import numpy as np
 
 from triplet_det.detection import nms_rule
-from triplet_det.detection.canvas import check_image, place
+from triplet_det.detection.batches import place_batch
+from triplet_det.detection.canvas import check_image
 from triplet_det.detection.central_region import centers_inside, central_region
-from triplet_det.detection.inference import Proposals
-from triplet_det.models import input_pixels
+from triplet_det.detection.inference import Proposals, network_input
+from triplet_det.detection.settings import Settings
 from triplet_det.pictures import drawing
 from triplet_det.structs import KeypointMaps, Pairs, Peaks
 
@@ -48,6 +49,7 @@ def heatmaps(
   *,
   scale: float = 1.0,
   canvas_multiple: int = 128,
+  canvas_colour: str = 'black',
 ) -> Heatmaps:
   """The network's heatmaps of an image, without its mirror image, cropped from the canvas back to the image.
 
@@ -55,26 +57,28 @@ def heatmaps(
     apply_fn: (variables, images [1, H, W, 3] float32 normalised) -> KeypointMaps; compiled once per canvas size as
       long as it is the same object.
     image: uint8 [h, w, 3] RGB.
-    scale, canvas_multiple: of the canvas, see `canvas.place`.
+    scale: of the image on its canvas.
+    canvas_multiple, canvas_colour: see `Settings`.
   """
   image = check_image(image, 'to draw on')
-  placed, placement = place(image, scale, canvas_multiple)
-  (left, top), (width, height) = placement.border.astype(int), placement.size.astype(int)
+  settings = Settings(mirror=False, canvas_multiple=canvas_multiple, canvas_colour=canvas_colour)
+  canvases, placement = place_batch([image], scale, settings, 1)
+  (left, top), (width, height) = placement.border[0].astype(int), placement.size[0].astype(int)
 
   def on_image(heat: np.ndarray) -> np.ndarray:
     """Output cells [H, W] -> pixels of the image [h, w]."""
-    on_canvas = cv2.resize(heat, placed.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    on_canvas = cv2.resize(heat, canvases.shape[2:0:-1], interpolation=cv2.INTER_LINEAR)
     cropped = on_canvas[top : top + height, left : left + width]
     return cv2.resize(cropped, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
 
-  hottest = jax.device_get(_hottest_class(apply_fn, variables, placed[None]))
+  hottest = jax.device_get(_hottest_class(apply_fn, settings, variables, canvases, placement))
   return Heatmaps(*(None if heat is None else on_image(heat[0]) for heat in hottest))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _hottest_class(apply_fn, variables, canvases):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _hottest_class(apply_fn, settings, variables, canvases, placement):
   """Top-left, bottom-right, center heat [1, H, W] in [0, 1], the maximum over the classes."""
-  maps = apply_fn(variables, input_pixels.normalise(canvases))
+  maps = apply_fn(variables, network_input(canvases, settings, placement))
   heats = maps.tl_heat, maps.br_heat, maps.center_heat
   return jax.tree.map(lambda logits: jax.nn.sigmoid(logits.max(axis=-1)), heats)
 

@@ -8,6 +8,7 @@ from triplet_det.detection import nms_rule
 from triplet_det.run import config_limits
 
 CENTER_RULES = ('best', 'first')
+CANVAS_COLOURS = ('black', 'imagenet')  # the second: `input_pixels.STATISTICS`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,17 +26,26 @@ class Settings:
   embedding_threshold: float = 0.5
   outside_margin: float | None = 5.0  # pixels a box may reach out of the resized image; None lets all be clipped
   center_rule: str = 'best'  # of the centers in a box's region; 'first' is the published one, first in the list
-  nms_method: str = 'gaussian'  # this one and the next six: `nms_rule.Rule`
+  nms_method: str = 'gaussian'  # this one and the next eight: `nms_rule.Rule`
   sigma: float = 0.5
   overlap_threshold: float = 0.5
   score_threshold: float = 0.001
   max_detections: int = 100
   merge_exponent: float | None = None  # published: 10 with several scales
   inclusive: bool = False  # published: True
+  drop_untouched: bool = False  # mmdetection: True
+  class_shift: bool = False  # mmdetection: True
   stale_rows: bool = False  # published: True, `nms.soft_nms_in_place` on the host, slower
   nominal_scale: bool = False  # published: True, boxes are divided by the scale asked for, not by the rounded one
   mirror_shift: bool = False  # published: True, what the mirror image shows is turned back a pixel too far right
   cut_last_line: bool = False  # published: True, an image as large as its canvas loses its last row or column
+  canvas_colour: str = 'black'  # around the image; mmdetection: 'imagenet', the mean of ImageNet
+  # mmdetection: True, boxes are cut at the left and top edge alone, before the best pairs are chosen and the mirror
+  # image is turned back, and what then has no width or height is no pair.
+  near_edges: bool = False
+  mirror_in_image: bool = (
+    False  # mmdetection: True, what the mirror image shows is turned back in the image, x -> w - x
+  )
 
   def __post_init__(self):
     if not self.scales or min(self.scales) <= 0:
@@ -46,6 +56,10 @@ class Settings:
       raise ValueError(f'canvas_multiple must be a power of two, got {self.canvas_multiple}')
     if self.center_rule not in CENTER_RULES:
       raise ValueError(f'unknown center_rule {self.center_rule!r}; possible: {", ".join(CENTER_RULES)}')
+    if self.canvas_colour not in CANVAS_COLOURS:
+      raise ValueError(f'unknown canvas_colour {self.canvas_colour!r}; possible: {", ".join(CANVAS_COLOURS)}')
+    if self.stale_rows and (self.drop_untouched or self.class_shift):
+      raise ValueError('stale_rows is of one program, drop_untouched and class_shift are of another: leave one out')
     nms_rule.Rule(**self.nms_settings())
 
   def nms_settings(self) -> dict[str, Any]:
@@ -63,6 +77,18 @@ PUBLISHED_CENTERNET_MULTI_SCALE = dataclasses.replace(
 PUBLISHED_CORNERNET = dataclasses.replace(PUBLISHED_CENTERNET, top_k=100, outside_margin=None)
 PUBLISHED_CORNERNET_MULTI_SCALE = dataclasses.replace(
   PUBLISHED_CORNERNET, scales=(0.5, 0.75, 1.0, 1.25, 1.5), merge_exponent=10
+)
+
+# mmdetection's configs/cornernet, version 2.28.2; its flip=True is `mirror`.
+PUBLISHED_MMDETECTION = Settings(
+  top_k=100,
+  outside_margin=None,
+  drop_untouched=True,
+  class_shift=True,
+  cut_last_line=True,
+  canvas_colour='imagenet',
+  near_edges=True,
+  mirror_in_image=True,
 )
 
 

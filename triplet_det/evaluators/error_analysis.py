@@ -143,8 +143,8 @@ class _Programs:
     self._settings, self._sharding, self._slots = settings, sharding, slots
     self.hidden = [0] * len(settings.scales)  # objects without a cell of their own, so far
 
-    def look(variables, canvases, truth):
-      maps = module.apply(variables, inference.network_input(canvases, settings))[-1]
+    def look(variables, canvases, placement, truth):
+      maps = module.apply(variables, inference.network_input(canvases, settings, placement))[-1]
       return maps, *true_maps(truth, maps, settings, canvases.shape[1:3])
 
     def locate(maps, true, chosen, placement, canvas):
@@ -164,7 +164,7 @@ class _Programs:
       truth = truth_on_canvases(images, objects, placement, self._slots)
       canvas = canvases.shape[1:3]
       canvases, placement, truth = jax.device_put((canvases, placement, truth), self._sharding)
-      maps, true, hidden = self._look(self._variables, canvases, truth)
+      maps, true, hidden = self._look(self._variables, canvases, placement, truth)
       self.hidden[k] += hidden
       for name, outputs in REPLACED.items():
         if name != 'centers' or maps.center_heat is not None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from triplet_det.models import input_pixels
 from triplet_det.models.encoder import LITE0_NAME, TAPS, Ascent, EfficientNetLite0, InvertedResidual
 from triplet_det.models.heads import Branch
 from triplet_det.models.hourglass import Hourglass, Stem
@@ -46,6 +47,7 @@ class DetectorConfig:
   remat: str = 'none'  # one of REMAT
   encoder: str = 'hourglass'  # one of ENCODERS
   encoder_norms: str = 'batch'  # one of ENCODER_NORMS
+  pixels: str = 'coco'  # whose statistics an hourglass's pixels are normalised by, one of `input_pixels.STATISTICS`
 
   def __post_init__(self):
     if len(self.dims) != len(self.blocks) or len(self.dims) < 2:
@@ -55,7 +57,7 @@ class DetectorConfig:
       )
     for key, possible in (
       *(('norm_running', ('all', 'first')), ('remat', REMAT)),
-      *(('encoder', ENCODERS), ('encoder_norms', ENCODER_NORMS)),
+      *(('encoder', ENCODERS), ('encoder_norms', ENCODER_NORMS), ('pixels', tuple(input_pixels.STATISTICS))),
     ):
       if getattr(self, key) not in possible:
         raise ValueError(f'model.{key} is {getattr(self, key)!r}; possible: {", ".join(possible)}')
@@ -64,6 +66,8 @@ class DetectorConfig:
         f'model.encoder={self.encoder} needs stacks 1 and {len(TAPS)} dims, for strides 4 to 32: {self.stacks} stacks, '
         f'dims {self.dims}'
       )
+    if self.encoder != 'hourglass' and self.pixels != 'coco':
+      raise ValueError(f'model.pixels={self.pixels} is for an hourglass; {self.encoder} has its own: give coco')
 
   @property
   def size_multiple(self) -> int:
@@ -134,6 +138,8 @@ class Detector(nn.Module):
       return [self._branches(feature, 0, numerics, train)]
 
     maps = []
+    if c.pixels != 'coco':
+      images = input_pixels.renormalise(images, *input_pixels.STATISTICS[c.pixels])
     x = Stem(c.stem_width, c.dims[0], numerics, residual, name='stem')(images, train)
     for stack in range(c.stacks):
       y = Hourglass(c.dims, c.blocks, numerics, residual, name=f'hourglass_{stack}')(x, train)

@@ -115,9 +115,8 @@ class EfficientNetLite0(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool) -> list[jax.Array]:
-    scale = (input_pixels.RGB_STD / np.float32(STD)).astype(np.float32)
-    shift = ((input_pixels.RGB_MEAN - np.float32(MEAN)) / np.float32(STD)).astype(np.float32)
-    x = SameBlock(3, self.numerics, STEM_WIDTH, 2, name='stem')(images * scale + shift, train)
+    images = input_pixels.renormalise(images, MEAN, STD)
+    x = SameBlock(3, self.numerics, STEM_WIDTH, 2, name='stem')(images, train)
     maps = []
     for number, stage in enumerate(LITE0):
       for block in range(stage.blocks):

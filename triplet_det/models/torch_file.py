@@ -20,6 +20,10 @@ import numpy as np
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001  # of the old format
 _MOST_SIDES = 16
+# Packages whose objects may lie beside the weights, as in `meta` and `message_hub` of OpenMMLab's checkpoints, and what
+# pickles write for their bytes and methods: all are passed over, each as a `Foreign`.
+_PASSED_OVER = ('numpy', 'mmengine', 'mmcv', 'mmdet')
+_PASSED_OVER_TOO = (('_codecs', 'encode'), ('__builtin__', 'getattr'), ('builtins', 'getattr'))
 _DTYPES = {
   'DoubleStorage': np.float64,
   'FloatStorage': np.float32,
@@ -37,6 +41,8 @@ _DTYPES = {
 def read(path: Path) -> Any:
   """What `torch.save` wrote, tensors as read-only arrays; of containers there can be dicts, lists and tuples.
 
+  Objects of `_PASSED_OVER`'s packages are `Foreign`, empty.
+
   Raises:
     OSError: the file cannot be read.
     ValueError: it is no such file, is cut short, claims more numbers than it has, or its pickle asks for anything else
@@ -53,6 +59,19 @@ def read(path: Path) -> Any:
   except Exception as error:  # a damaged or malicious pickle raises almost anything from inside the reader
     reason = f'{type(error).__name__} {error}'.strip()
     raise ValueError(f'refused, it is not a whole PyTorch file ({reason}): give one') from None
+
+
+class Foreign:
+  """Stands for a class, a function or an object of another package, none of which is looked up, called or built."""
+
+  def __call__(self, *_) -> 'Foreign':
+    return Foreign()
+
+  def __setitem__(self, *_) -> None:
+    """One of dictionaries."""
+
+  def append(self, _) -> None:
+    """One of lists."""
 
 
 @dataclasses.dataclass
@@ -120,6 +139,8 @@ class _Unpickler(pickle._Unpickler):
       return _rebuild_parameter
     if module == 'torch' and name in _DTYPES:
       return np.dtype(_DTYPES[name])
+    if module.partition('.')[0] in _PASSED_OVER or (module, name) in _PASSED_OVER_TOO:
+      return Foreign()
     raise pickle.UnpicklingError(f'it asks for {module}.{name}')
 
   def persistent_load(self, pid: tuple) -> _Storage:
@@ -140,12 +161,20 @@ class _Unpickler(pickle._Unpickler):
     return _Dict(*items)
 
   def load_build(self) -> None:
-    """A state dict carries attributes, such as `_metadata`: they are not kept. Nothing else has any."""
+    """A state dict carries attributes, such as `_metadata`, and so do foreign objects: they are not kept."""
     self.stack.pop()
-    if not isinstance(self.stack[-1], _Dict):
+    if not isinstance(self.stack[-1], _Dict | Foreign):
       raise pickle.UnpicklingError(f'it sets the attributes of a {type(self.stack[-1]).__name__}')
 
+  def load_newobj(self) -> None:
+    """An object of a class, without a call of it: foreign ones alone."""
+    self.stack.pop()
+    if not isinstance(self.stack[-1], Foreign):
+      raise pickle.UnpicklingError(f'it makes a {type(self.stack[-1]).__name__}')
+    self.stack[-1] = self.stack[-1]()
+
   dispatch[pickle.BUILD[0]] = load_build
+  dispatch[pickle.NEWOBJ[0]] = load_newobj
 
 
 class _Dict(collections.OrderedDict):

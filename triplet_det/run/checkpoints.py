@@ -26,7 +26,7 @@ from triplet_det.run import array_digest, run_record
 from triplet_det.run.run_record import RunRecord
 
 STATES, BEST = 'checkpoints', 'best'
-_BEFORE = {'encoder': 'hourglass'}  # of networks whose record is older than the key
+_BEFORE = {'encoder': 'hourglass', 'pixels': 'coco'}  # of networks whose record is older than the key
 _DIVERGED = 'diverged'  # a file in the folder of a state after which the loss was not finite
 
 

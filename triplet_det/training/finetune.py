@@ -54,7 +54,8 @@ def initialise(
 
   Raises:
     FileNotFoundError, checkpoints.Unreadable: there is no checkpoint, or a broken one.
-    ValueError: less than half of the parameters come along; names what differs between the networks.
+    ValueError: less than half of the parameters come along, names what differs between the networks; or their pixels
+      are normalised otherwise.
   """
   if str(checkpoint) == IMAGENET:
     weights, there, theirs = encoder.imagenet_weights(), categories, {**model, 'encoder': encoder.LITE0_NAME}
@@ -70,6 +71,12 @@ def initialise(
       f'init_from={checkpoint}: only {transfer.share:.0%} of the parameters of this network are in it, '
       f'{LEAST_SHARE:.0%} are needed; {"; ".join(differing) or "the settings of both networks agree"}. Give '
       '--config.model the sizes of that run, or another checkpoint'
+    )
+  pixels_there, pixels_here = (one.get('pixels', 'coco') for one in (theirs, model))
+  if pixels_there != pixels_here:
+    raise ValueError(
+      f'init_from={checkpoint}: its weights know pixels normalised by the statistics of {pixels_there}, '
+      f'config.model.pixels is {pixels_here}: give --config.model.pixels={pixels_there}'
     )
   logging.info('weights of %s:\n%s', origin, table(transfer))
 
