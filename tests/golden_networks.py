@@ -1,14 +1,16 @@
-"""The small published networks on the device that is here: maps, a training step, and how far they are off."""
+"""The small published networks on the device that is here: maps, a training step, decoding, and their errors."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tests.golden_state import NETWORKS, nhwc, read, relative_error, state_dict, under
+from triplet_det.detection.decode import decode
 from triplet_det.models import detector, torch_import
-from triplet_det.structs import Targets
+from triplet_det.structs import KeypointMaps, Targets
 from triplet_det.training import losses
 
 BATCH = 2
@@ -140,3 +142,37 @@ def norm_errors(gradients, golden) -> np.ndarray:
   norms = dict(zip(golden['param_names'].tolist(), golden['train/gradnorm64']))
   assert gradients.keys() == norms.keys()
   return np.array([relative_error(np.linalg.norm(gradients[k].astype(np.float64)), norms[k]) for k in norms])
+
+
+def golden_maps(golden, prefix) -> KeypointMaps:
+  """Stored NCHW float16 maps -> KeypointMaps."""
+  names = dict(tl_heat='tl_heat', br_heat='br_heat', tl_embed='tl_tag', br_embed='br_tag')
+  names |= dict(tl_offset='tl_regr', br_offset='br_regr', center_heat='ct_heat', center_offset='ct_regr')
+  stored = {ours: f'{prefix}/map/{theirs}' for ours, theirs in names.items()}
+  return KeypointMaps(
+    **{k: jnp.asarray(golden[v].astype(np.float32).transpose(0, 2, 3, 1)) for k, v in stored.items() if v in golden}
+  )
+
+
+def decoding_errors(name: str) -> dict[str, float]:
+  """Largest errors of the pairs of corners, and of the centers if there are any, decoded from golden maps."""
+  golden = read(f'decode_{name}')
+  find = jax.jit(functools.partial(decode, top_k=dict(centernet=70, cornernet=100)[name]))
+  pairs, centers = find(golden_maps(golden, 'decode'))
+  errors = []
+  for i, rows in enumerate(golden['decode/detections']):
+    rows = rows[rows[:, 4] > -1]  # the rejected come in any order
+    valid = np.asarray(pairs.valid[i])
+    columns = [pairs.boxes, pairs.scores[..., None], pairs.tl_scores[..., None], pairs.br_scores[..., None]]
+    got = np.concatenate([*(np.asarray(c[i]) for c in columns), np.asarray(pairs.classes[i])[:, None]], axis=1)[valid]
+    assert len(got) == len(rows) > 100 and valid[: len(rows)].all()
+    assert (np.diff(got[:, 4]) <= 0).all()
+    # In one place two pairs score the same and may change places.
+    got, rows = (r[np.lexsort((r[:, 0], -r[:, 4]))] for r in (got, rows))
+    errors.append(float(np.abs(got - rows).max()))
+  found = {'corner pairs': max(errors)}
+  assert (centers is None) == (name == 'cornernet')
+  if centers is not None:
+    got = np.stack([centers.x, centers.y, centers.classes, centers.scores], axis=-1)
+    found['centers'] = float(np.abs(got - golden['decode/centers']).max())
+  return found
