@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import itertools
 import math
 import os
@@ -26,7 +27,7 @@ import numpy as np
 from scripts.checks import pool_gradient
 from scripts.paper import published
 from scripts.timing import commands, detection_parts, quiet_pairs, training_step
-from scripts.timing.benchmark_table import OURS, TORCH
+from scripts.timing.benchmark_table import GEMM, OURS, TORCH
 from tests import golden_networks
 from tests.golden_state import nhwc, read, relative_error, under
 from triplet_det import dry_run
@@ -163,9 +164,10 @@ def items(size: Size, folder: Path) -> dict[str, dict[str, Item]]:
     for batch in size.images_at_once
   }
   twins = {
-    f'{title}, {dtype}, {what}': functools.partial(twin, size, what, model, dtype)
+    f'{title}, {dtype}, {what}{form}': functools.partial(twin, size, what, model | {'dtype': dtype}, bool(form))
     for title, model, dtype in networks
     for what in ('network', 'train_step')
+    for form in ('', ', torch.compile')
   }
   pooled = {dtype: functools.partial(pools, size, dtype) for dtype in size.dtypes}
   one = {'products': functools.partial(products, size)}, {'embedded data set': functools.partial(trained, size, folder)}
@@ -217,9 +219,13 @@ def folder_for_run(json_file: Path | None) -> Iterator[Path]:
       yield Path(folder)
 
 
+def _turns(size: Size, programs: Mapping[str, quiet_pairs.Program]) -> quiet_pairs.Turns:
+  return quiet_pairs.take_turns(programs, pairs=size.rounds, max_load=math.inf, min_seconds=size.min_seconds)
+
+
 def _take_turns(size: Size, programs: Mapping[str, quiet_pairs.Program]) -> dict[str, Row]:
   """Name of a program -> milliseconds: the median, the least and the most."""
-  turns = quiet_pairs.take_turns(programs, pairs=size.rounds, max_load=math.inf, min_seconds=size.min_seconds)
+  turns = _turns(size, programs)
   times = {name: [1e3 * seconds for seconds in turns.seconds(name)] for name in programs}
   return {name: {'ms': statistics.median(all_), 'least': min(all_), 'most': max(all_)} for name, all_ in times.items()}
 
@@ -387,25 +393,23 @@ def pools(size: Size, dtype: str, _: float) -> Rows:
   return rows
 
 
-def twin(size: Size, what: str, model: Mapping, dtype: str, _: float) -> Rows:
-  """Ours and the same network in PyTorch, by turns; each in the memory format and form that is fastest."""
+def twin(size: Size, what: str, model: Mapping, torch_compile: bool, _: float) -> Rows:
+  """Ours and the same network in PyTorch, by turns, as `scripts/benchmark.py --against torch` has them."""
+  os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # read by the next line
   if jax.default_backend() != 'gpu':
     raise Missing(f'the twin is for a GPU; this is {jax.devices()[0].device_kind}')
+  if not importlib.util.find_spec('torch'):
+    raise Missing('PyTorch is not installed')
+  options = argparse.Namespace(title=what, model=dict(model), dtype=model['dtype'], size=size.side)
+  options.batch, options.against, options.torch_compile = size.batches[0], TORCH, torch_compile
   try:
-    import torch
-  except ImportError:
-    raise Missing('PyTorch is not installed, in a version for this GPU') from None
-  if not torch.cuda.is_available():
-    raise Missing(f'PyTorch {torch.__version__} sees no GPU')
-  options = argparse.Namespace(model=dict(model), size=size.side, batch=size.batches[0], against=TORCH, dtype=dtype)
-  options.title = what
-  how = dict(pairs=size.rounds, max_load=math.inf, min_seconds=size.min_seconds)
-  figures = commands.COMMANDS[what](
-    options, lambda programs: quiet_pairs.take_turns({**programs, commands.GEMM: quiet_pairs.gemm()}, **how)
-  )
+    figures = commands.COMMANDS[what](options, lambda programs: _turns(size, programs | {GEMM: quiet_pairs.gemm()}))
+  except ValueError as error:
+    if 'sees no GPU' in str(error):
+      raise Missing(str(error)) from error
+    raise
   here = figures.rows[0].here()
-  kept = {column: here[column] for column in ('ms', 'torch ms', 'ours / torch')}
-  return {'': kept | {'note': figures.notes[1]}}
+  return {'': {column: here[column] for column in ('ms', 'torch ms', 'ours / torch')} | {'note': figures.notes[1]}}
 
 
 def trained(size: Size, folder: Path, seconds: float) -> Rows:

@@ -68,7 +68,7 @@ def _against_twin(options: Options, take_turns: TakeTurns, row: str, maker: str,
   with contextlib.ExitStack() as stack:
     if options.against:  # first, so that there are never more than two programs in memory
       maker_of_twin = f'scripts.timing.torch_twin:{maker.partition(":")[2]}'
-      twin, told = _best_form(maker_of_twin, options.model, dtype=options.dtype, **given)
+      twin, told = _best_form(maker_of_twin, options, **given)
       programs[TORCH] = stack.enter_context(contextlib.closing(twin))
       notes.append(f'twin: checked against the golden network; {told}')
     model = options.model | {'dtype': options.dtype}
@@ -112,15 +112,15 @@ def _on_cpu() -> bool:
   return jax.default_backend() == 'cpu'
 
 
-def _best_form(maker: str, model: dict, **given: object) -> tuple[OwnProcess, str]:
+def _best_form(maker: str, options: Options, **given: int) -> tuple[OwnProcess, str]:
   """The twin in the form that is fastest in one run after the first, to be closed; and all times."""
   forms = {'channels_last': dict(channels_last=True), 'contiguous': dict(channels_last=False)}
-  if not _on_cpu():
-    forms['channels_last, torch.compile'] = dict(channels_last=True, compiled=True)
-  given |= dict(device='cpu' if _on_cpu() else 'cuda', shapes=released_shapes(model))
+  if options.torch_compile:  # which takes minutes: in the format that GPUs are made for
+    forms = {'channels_last, torch.compile': dict(channels_last=True, compiled=True)}
+  how_all = dict(dtype=options.dtype, device='cpu' if _on_cpu() else 'cuda', shapes=released_shapes(options.model))
   best, seconds = None, {}
   for form, how in forms.items():
-    twin = OwnProcess(maker, **how, **given)
+    twin = OwnProcess(maker, **how, **how_all, **given)
     twin()
     seconds[form] = quiet_pairs.sample(twin).seconds
     loser, best = (best, twin) if seconds[form] == min(seconds.values()) else (twin, best)
@@ -272,6 +272,7 @@ OPTIONS = [
   ('batch', 'input', dict(type=int, default=8, help='images per batch')),
   ('against', 'network train_step', dict(choices=[TORCH], help='measure the PyTorch twin too, by turns (extra torch)')),
   ('dtype', 'network train_step', dict(choices=['float32', 'bfloat16'], default='float32', help='of the computation')),
+  ('torch_compile', 'network train_step', dict(action='store_true', help='the twin by torch.compile')),
   ('settings', 'decode image', dict(choices=list(SETTINGS), default='sound', help='of the test')),
   ('sizes', 'decode', dict(WH, nargs='+', default=[(375, 500), (480, 640), (960, 1280)], help=BASE)),
   ('top_k', 'decode', dict(MANY, default=[70, 20, 100, 200])),

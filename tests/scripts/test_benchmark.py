@@ -435,11 +435,11 @@ def test_against_the_twin(tiny, tmp_path, capsys, monkeypatch, torch):
   monkeypatch.setattr(Here, 'makers', [])
   from scripts.timing import torch_twin
 
-  monkeypatch.setattr(torch_twin, 'golden_error', lambda name: 3e-5)
+  monkeypatch.setattr(torch_twin, 'golden_error', lambda name, device: 3e-5)
   with pytest.raises(SystemExit):
     run(capsys, 'network', '--hg', 'tiny', '--size', '63', '--against', 'torch')
   assert 'the twin is not the published centernet: its maps differ by 3.0e-05' in capsys.readouterr().err
-  monkeypatch.setattr(torch_twin, 'golden_error', lambda name: 0.0)  # another test has it
+  monkeypatch.setattr(torch_twin, 'golden_error', lambda name, device: 0.0)  # another test has it
   Here.makers.clear()
   json_file = tmp_path / 'step.json'
   given = ('train_step', '--hg', 'tiny', '--size', '63', '--batch', '2', '--against', 'torch', '--json', str(json_file))
@@ -454,7 +454,7 @@ def test_against_the_twin(tiny, tmp_path, capsys, monkeypatch, torch):
   ours = ('scripts.timing.training_step:train_step', None)
   assert Here.makers == [(twin, True), (twin, False), 'closed', ours, 'closed', 'closed']
   assert recipe['settings.against'] == 'torch' and recipe['versions.torch']
-  assert 'twin: checked against the golden network; memory format: ' in printed
+  assert 'twin: checked against the golden network; form: ' in printed
 
 
 def test_the_network_alone(tiny, tmp_path, capsys, monkeypatch):
