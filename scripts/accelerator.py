@@ -21,7 +21,9 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -68,7 +70,8 @@ def main() -> int:
 
   chosen = accelerator_parts.PARTS if 'all' in arguments.part else arguments.part
   failures, unfinished = [], []
-  with accelerator_parts.folder_for_run(arguments.json) as folder:
+  with tempfile.TemporaryDirectory() as scratch:
+    folder = (arguments.json or Path(scratch, 'results')).with_suffix('.run').absolute()
     every = accelerator_parts.items(accelerator_parts.SIZES[about['size']], folder)
     for part in chosen:
       done = content['parts'].setdefault(part, {})
@@ -115,25 +118,51 @@ def measure(items: Mapping[str, Callable], done: dict[str, dict], seconds: float
 
 
 def in_own_process(item: Callable, seconds: float) -> dict[str, object]:
-  """What `accelerator_parts.execute` says of it; 'late' that it took too long, 'error' that its process just ended."""
-  from scripts.timing import accelerator_parts
-
+  """What `execute` says of it; 'late' that it took too long, 'error' that its process just ended."""
   context = multiprocessing.get_context('fork')  # what is imported is there; no device was used here
   receiver, sender = context.Pipe(duplex=False)
-  process = context.Process(target=accelerator_parts.execute, args=(item, seconds - GRACE, sender.send))
+  process = context.Process(target=execute, args=(item, seconds - GRACE, sender.send))
   process.start()
   sender.close()
+  patience = 0
   try:
     if not receiver.poll(seconds):
       return {'late': f'not done after {seconds:.0f} s'}
-    return receiver.recv()
+    found, patience = receiver.recv(), GRACE  # to give the device back
+    return found
   except EOFError:
     process.join()
     return {'error': f'its process ended with {process.exitcode}'}
   finally:
+    process.join(patience)
+    process.kill()
     with contextlib.suppress(ProcessLookupError):
-      os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
+      os.killpg(process.pid, signal.SIGKILL)  # what it has started
     process.join()
+
+
+def execute(item: Callable, seconds: float, send: Callable[[dict], None]) -> None:
+  """In a process of its own, which it makes the first of a group: sends the item's rows, or one line that says why not.
+
+  Under 'full' that memory was too short, 'missing' what this machine lacks, 'unfinished' that the time was.
+  """
+  from scripts.timing import accelerator_parts
+
+  os.setpgid(0, 0)
+  try:
+    send({'rows': item(seconds)})
+  except accelerator_parts.Missing as error:
+    send({'missing': str(error)})
+  except TimeoutError as error:
+    send({'unfinished': str(error)})
+  except Exception as error:
+    line = (str(error) or repr(error)).strip().splitlines()[0][:300]
+    words = 'RESOURCE_EXHAUSTED', 'ut of memory', 'does not fit'  # of XLA, PyTorch, `compiled_program`
+    if any(word in str(error) for word in words):
+      send({'full': f'does not fit: {line}'})
+    else:
+      traceback.print_exc()
+      send({'error': f'{type(error).__name__}: {line}'})
 
 
 def wrong(done: Mapping[str, Mapping]) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 
 from tests.golden_state import NETWORKS, nhwc, read, relative_error, state_dict, under
 from triplet_det.detection.decode import decode
-from triplet_det.models import detector, torch_import
+from triplet_det.models import detector, pooling, torch_import
 from triplet_det.structs import KeypointMaps, Targets
 from triplet_det.training import losses
 
@@ -134,7 +135,7 @@ def largest_error(maps, golden) -> float:
         assert getattr(m, ours) is None
       else:
         errors.append(relative_error(getattr(m, ours), nhwc(expected)))
-  return max(errors)
+  return float(np.max(errors))  # NaN stays NaN
 
 
 def norm_errors(gradients, golden) -> np.ndarray:
@@ -170,9 +171,36 @@ def decoding_errors(name: str) -> dict[str, float]:
     # In one place two pairs score the same and may change places.
     got, rows = (r[np.lexsort((r[:, 0], -r[:, 4]))] for r in (got, rows))
     errors.append(float(np.abs(got - rows).max()))
-  found = {'corner pairs': max(errors)}
+  found = {'corner pairs': float(np.max(errors))}
   assert (centers is None) == (name == 'cornernet')
   if centers is not None:
     got = np.stack([centers.x, centers.y, centers.classes, centers.scores], axis=-1)
     found['centers'] = float(np.abs(got - golden['decode/centers']).max())
   return found
+
+
+def testing_errors(name: str, dtype: str) -> dict[str, float]:
+  return {'maps in testing': evaluation_error(opened(name), dtype)}
+
+
+def training_errors(name: str, dtype: str) -> dict[str, float]:
+  """Of one step in which nothing is float64."""
+  network = opened(name)
+  found = training_step(network, dtype)
+  return {
+    'maps in training': largest_error(found.maps, under(network.golden, 'train/map/')),
+    'loss': relative_error(found.loss, network.golden['train/loss'][0]),
+    'norms of gradients, median': float(np.median(norm_errors(found.gradients, network.golden))),
+  }
+
+
+def pool_errors() -> dict[str, float]:
+  """The largest of the four pools where cells tie."""
+  golden = {key: nhwc(array).astype(np.float32) for key, array in read('pools', 'ties/').items()}
+  errors = []
+  for pool in itertools.chain(*pooling.CORNER_POOLS.values()):
+    direction = pool.__name__.removesuffix('_pool')
+    y, pull_back = jax.vjp(pool, golden['x'])
+    found = {'y': y, 'dx': pull_back(golden['g'])[0]}
+    errors.append([relative_error(array, golden[f'{direction}/{part}']) for part, array in found.items()])
+  return dict(zip(('forward', 'gradient'), np.max(errors, axis=0).tolist()))

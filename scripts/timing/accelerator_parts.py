@@ -15,10 +15,8 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -29,7 +27,6 @@ from scripts.paper import published
 from scripts.timing import commands, detection_parts, quiet_pairs, training_step
 from scripts.timing.benchmark_table import GEMM, OURS, TORCH
 from tests import golden_networks
-from tests.golden_state import nhwc, read, relative_error, under
 from triplet_det import dry_run
 from triplet_det.data import shapes_dataset
 from triplet_det.detection import batches, demo, trained_network
@@ -52,6 +49,10 @@ BOUNDS = {
   'maps in training': (1e-4, 0.5),
   'loss': (1e-5, 0.02),
   'norms of gradients, median': (1e-4, 0.1),
+  'corner pairs': (1e-6, None),
+  'centers': (1e-6, None),
+  'forward': (0, None),
+  'gradient': (1e-5, None),
   'boxes, pixels': (0.05, 1.0),
   'scores': (1e-3, 0.02),
 }
@@ -125,7 +126,6 @@ SIZES = {
   ),
 }
 
-
 PARTS = {
   'chip': 'products of square matrices, what a program can reach at best',
   'right': 'errors against published numbers, and their bounds',
@@ -139,65 +139,37 @@ PARTS = {
 
 def items(size: Size, folder: Path) -> dict[str, dict[str, Item]]:
   """Name of a part -> its items by their titles; `folder` is for the run of the embedded data set."""
-  right = {
-    f'small {name} in testing, {mode}': functools.partial(maps, name, mode)
-    for name in golden_networks.NETWORKS
-    for mode in size.testing
-  }
-  right |= {
-    f'small {name} in training, {mode}': functools.partial(training, name, mode) for name, mode in size.training
-  }
-  right |= {'decoding': decoding, 'pools': pools_by_definition}
-  right |= {f'boxes, {mode}': functools.partial(boxes, mode) for mode in size.boxes}
-  networks = [(title, model, dtype) for title, model in size.networks.items() for dtype in size.dtypes]
-  steps = {
-    f'{title}, {dtype}, batch {batch}': functools.partial(step, size, model | {'dtype': dtype}, batch)
-    for title, model, dtype in networks
-    for batch in size.batches
-  }
-  testing = {
-    f'{title}, {dtype}, {image[1]} x {image[0]}, batch {batch}': functools.partial(
-      detection, size, title, model | {'dtype': dtype}, image, batch
-    )
-    for title, model, dtype in networks
-    for image in size.images
-    for batch in size.images_at_once
-  }
-  twins = {
-    f'{title}, {dtype}, {what}{form}': functools.partial(twin, size, what, model | {'dtype': dtype}, bool(form))
-    for title, model, dtype in networks
-    for what in ('network', 'train_step')
-    for form in ('', ', torch.compile')
-  }
-  pooled = {dtype: functools.partial(pools, size, dtype) for dtype in size.dtypes}
-  one = {'products': functools.partial(products, size)}, {'embedded data set': functools.partial(trained, size, folder)}
-  return dict(zip(PARTS, (one[0], right, steps, testing, pooled, twins, one[1]), strict=True))
+  bind, goldens = functools.partial, golden_networks.NETWORKS
+  right = {}
+  for test, find, cases in (
+    ('in testing', golden_networks.testing_errors, itertools.product(goldens, size.testing)),
+    ('in training', golden_networks.training_errors, size.training),
+  ):
+    for name, mode in cases:
+      right[f'small {name} {test}, {mode}'] = bind(golden, f'small {name}', mode, bind(find, name, MODES[mode][0]))
+  for name in goldens:
+    find = bind(golden_networks.decoding_errors, name)
+    right[f'decoding, {name}'] = bind(golden, f'decoding, {name}', HIGHEST, find)
+  right['pools'] = bind(golden, 'pools', HIGHEST, golden_networks.pool_errors)
+  right |= {f'boxes, {mode}': bind(boxes, mode) for mode in size.boxes}
+
+  kinds = itertools.product(size.networks, size.dtypes)
+  networks = {f'{name}, {dtype}': size.networks[name] | {'dtype': dtype} for name, dtype in kinds}
+  steps, testing, twins = {}, {}, {}
+  for title, model in networks.items():
+    steps |= {f'{title}, batch {batch}': bind(step, size, model, batch) for batch in size.batches}
+    for image, batch in itertools.product(size.images, size.images_at_once):
+      what = f'{title}, {image[1]} x {image[0]}, batch {batch}'
+      testing[what] = bind(detection, size, title.partition(',')[0], model, image, batch)
+    for command, form in itertools.product(('network', 'train_step'), ('', ', torch.compile')):
+      twins[f'{title}, {command}{form}'] = bind(twin, size, command, model, bool(form))
+  pooled = {dtype: bind(pools, size, dtype) for dtype in size.dtypes}
+  first, last = {'products': bind(products, size)}, {'embedded data set': bind(trained, size, folder)}
+  return dict(zip(PARTS, (first, right, steps, testing, pooled, twins, last), strict=True))
 
 
 class Missing(Exception):
   """What an item needs is not on this machine: no failure."""
-
-
-def execute(item: Item, seconds: float, send: Callable[[dict], None]) -> None:
-  """In a process of its own, which it makes the first of a group: sends the item's rows, or one line that says why not.
-
-  Under 'full' that memory was too short, 'missing' what this machine lacks, 'unfinished' that the time was.
-  """
-  os.setpgid(0, 0)
-  try:
-    send({'rows': item(seconds)})
-  except Missing as error:
-    send({'missing': str(error)})
-  except TimeoutError as error:
-    send({'unfinished': str(error)})
-  except Exception as error:
-    line = (str(error) or repr(error)).strip().splitlines()[0][:300]
-    words = 'RESOURCE_EXHAUSTED', 'ut of memory', 'does not fit'  # of XLA, PyTorch, `compiled_program`
-    if any(word in str(error) for word in words):
-      send({'full': f'does not fit: {line}'})
-    else:
-      traceback.print_exc()
-      send({'error': f'{type(error).__name__}: {line}'})
 
 
 def about() -> dict[str, object]:
@@ -205,18 +177,7 @@ def about() -> dict[str, object]:
   device = jax.devices()[0]
   versions = dict(jax=jax.__version__, jaxlib=jax.lib.__version__, platform_version=device.client.platform_version)
   versions['platform_version'] = ' '.join(versions['platform_version'].split())
-  commit = own_commit()
-  return dict(platform=device.platform, device=device.device_kind, **versions, commit=commit)
-
-
-@contextlib.contextmanager
-def folder_for_run(json_file: Path | None) -> Iterator[Path]:
-  """Beside the file that figures are kept in, or for this time only."""
-  if json_file:
-    yield json_file.with_suffix('.run').absolute()
-  else:
-    with tempfile.TemporaryDirectory() as folder:
-      yield Path(folder)
+  return dict(platform=device.platform, device=device.device_kind, **versions, commit=own_commit())
 
 
 def _turns(size: Size, programs: Mapping[str, quiet_pairs.Program]) -> quiet_pairs.Turns:
@@ -227,7 +188,7 @@ def _take_turns(size: Size, programs: Mapping[str, quiet_pairs.Program]) -> dict
   """Name of a program -> milliseconds: the median, the least and the most."""
   turns = _turns(size, programs)
   times = {name: [1e3 * seconds for seconds in turns.seconds(name)] for name in programs}
-  return {name: {'ms': statistics.median(all_), 'least': min(all_), 'most': max(all_)} for name, all_ in times.items()}
+  return {name: {'ms': statistics.median(of), 'least': min(of), 'most': max(of)} for name, of in times.items()}
 
 
 def _of_peak(flops: float, milliseconds: float, dtype: str) -> Row:
@@ -240,66 +201,27 @@ def products(size: Size, _: float) -> Rows:
   """What a program can reach at best: the product of two square matrices."""
   kinds = {title: (size.gemm, *kind) for title, kind in MODES.items()}
   times = _take_turns(size, {title: quiet_pairs.gemm(*kind) for title, kind in kinds.items()})
-  flops = 2 * size.gemm**3
-  return {
-    f'{size.gemm} x {size.gemm}, {title}': row | _of_peak(flops, row['ms'], MODES[title][0])
-    for title, row in times.items()
-  }
+  rates = {title: _of_peak(2 * size.gemm**3, row['ms'], MODES[title][0]) for title, row in times.items()}
+  return {f'{size.gemm} x {size.gemm}, {title}': row | rates[title] for title, row in times.items()}
 
 
-def _errors(what: str, mode: str, errors: Mapping[str, float]) -> Rows:
-  bounds = {part: BOUNDS[part][mode != HIGHEST] for part in errors}
-  return {f'{what}, {mode}: {part}': _error(error, bounds[part]) for part, error in errors.items()}
-
-
-def _error(error: float, bound: float) -> Row:
-  return {'error': float(error), 'bound': bound, 'within': 'yes' if error <= bound else 'NO'}
+def _errors(what: str, mode: str, found: Mapping[str, float]) -> Rows:
+  """The errors with their bounds."""
+  rows = {}
+  for part, error in found.items():
+    error, bound = float(error), BOUNDS[part][mode != HIGHEST]
+    rows[f'{what}, {mode}: {part}'] = dict(error=error, bound=bound, within='yes' if error <= bound else 'NO')
+  return rows
 
 
 def _precision(mode: str) -> contextlib.AbstractContextManager:
   return jax.default_matmul_precision(MODES[mode][1]) if MODES[mode][1] else contextlib.nullcontext()
 
 
-def maps(name: str, mode: str, _: float) -> Rows:
-  """Of the golden network in testing."""
+def golden(what: str, mode: str, find: Callable[[], Mapping[str, float]], _: float) -> Rows:
+  """Errors against the published programs, by a function of `golden_networks`."""
   with _precision(mode):
-    error = golden_networks.evaluation_error(golden_networks.opened(name), MODES[mode][0])
-  return _errors(f'small {name}', mode, {'maps in testing': error})
-
-
-def training(name: str, mode: str, _: float) -> Rows:
-  """One step of the golden network."""
-  network = golden_networks.opened(name)
-  with _precision(mode):
-    found = golden_networks.training_step(network, MODES[mode][0])
-  errors = {
-    'maps in training': golden_networks.largest_error(found.maps, under(network.golden, 'train/map/')),
-    'loss': relative_error(found.loss, network.golden['train/loss'][0]),
-    'norms of gradients, median': np.median(golden_networks.norm_errors(found.gradients, network.golden)),
-  }
-  return _errors(f'small {name}', mode, errors)
-
-
-def decoding(_: float) -> Rows:
-  """Maps to pairs of corners and centers, of the published programs."""
-  return {
-    f'decoding, {name}: {part}': _error(error, 1e-6)
-    for name in golden_networks.NETWORKS
-    for part, error in golden_networks.decoding_errors(name).items()
-  }
-
-
-def pools_by_definition(_: float) -> Rows:
-  """The four pools and their gradients where cells tie, of the published program."""
-  golden = {key: nhwc(array).astype(np.float32) for key, array in read('pools', 'ties/').items()}
-  errors = {'forward': 0.0, 'gradient': 0.0}
-  for corner in pooling.CORNER_POOLS.values():
-    for pool in corner:
-      name = pool.__name__.removesuffix('_pool')
-      found = pool_gradient.compile_for(jax.devices()[0], pool, golden['x'].shape, 'float32')(golden['x'], golden['g'])
-      for part, ours, theirs in zip(errors, found, ('y', 'dx')):
-        errors[part] = max(errors[part], relative_error(ours, golden[f'{name}/{theirs}']))
-  return {f'pools: {part}': _error(error, 0 if part == 'forward' else 1e-5) for part, error in errors.items()}
+    return _errors(what, mode, find())
 
 
 def boxes(mode: str, _: float) -> Rows:
@@ -309,23 +231,20 @@ def boxes(mode: str, _: float) -> Rows:
 
   def found(dtype: str, device: jax.Device) -> list[Detections]:
     placed = sharding.over_data(sharding.make_mesh([device]))
-    module = detector.build(dict(record.model, dtype=dtype))
-    how = dict(batch_size=len(scenes), sharding=placed)
-    return trained_network.make_detector(module, weights, settings_for(record.test), **how)(scenes)
+    module, how = detector.build(dict(record.model, dtype=dtype)), settings_for(record.test)
+    return trained_network.make_detector(module, weights, how, batch_size=len(scenes), sharding=placed)(scenes)
 
   with _precision(mode):
     pairs = list(zip(found('float32', jax.devices('cpu')[0]), found(MODES[mode][0], jax.devices()[0])))
-  off = {'boxes, pixels': 0.0, 'scores': 0.0}
+  off = np.zeros(2)
   for expected, here in pairs:
     for row in np.flatnonzero(expected.scores > 0.3):  # below, some come and go
-      same = np.flatnonzero(here.classes == expected.classes[row])
-      distances = np.abs(here.boxes[same] - expected.boxes[row]).max(axis=1, initial=0)
-      nearest = same[distances.argmin()] if len(same) else None
-      apart = math.inf, math.inf
-      if nearest is not None:
-        apart = distances.min(), abs(here.scores[nearest] - expected.scores[row])
-      off = {part: max(most, float(one)) for (part, most), one in zip(off.items(), apart)}
-  return _errors("the package's detector", mode, off)
+      same = here.classes == expected.classes[row]
+      distances = np.abs(here.boxes[same] - expected.boxes[row]).max(axis=1)
+      scores = np.abs(here.scores[same] - expected.scores[row])
+      nearest = distances.argmin() if same.any() else None
+      off = np.maximum(off, math.inf if nearest is None else [distances[nearest], scores[nearest]])
+  return _errors("the package's detector", mode, dict(zip(('boxes, pixels', 'scores'), off)))
 
 
 def step(size: Size, model: Mapping, batch: int, _: float) -> Rows:
@@ -339,23 +258,19 @@ def step(size: Size, model: Mapping, batch: int, _: float) -> Rows:
   if math.isfinite(in_use := commands.device_peak()):
     row['GiB in use'] = in_use / roofline.GIB
   row['GiB by plan'] = planned.total_memory / roofline.GIB
-  row |= {'days, 1 device': days, f'days, {DEVICES} devices': days / DEVICES}
-  row |= {'compiled in s': planned.compile_seconds}
-  row |= {'parameters': sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(built.state.params))}
-  return {'': row}
+  row |= {'days, 1 device': days, f'days, {DEVICES} devices': days / DEVICES, 'compiled in s': planned.compile_seconds}
+  return {'': row | {'parameters': sum(leaf.size for leaf in jax.tree.leaves(built.state.params))}}
 
 
 def detection(size: Size, title: str, model: Mapping, image: tuple[int, int], batch: int, _: float) -> Rows:
   """Images and their mirror images from pixels to boxes, and the parts of it; milliseconds per image."""
   settings = dataclasses.replace(detection_parts.SOUND, canvas_multiple=size.canvas_multiple)
-  picture = detection_parts.noise(*image)
-  weights = detection_parts.random_weights(model)
+  picture, weights = detection_parts.noise(*image), detection_parts.random_weights(model)
   compiled = detection_parts.compile_parts(*weights, settings, picture, objects=True, batch_size=batch)
   times = _take_turns(size, compiled.parts)
   row = {part: values['ms'] / batch for part, values in times.items()}
   (canvas,) = batches.canvases_of(*image, settings)
-  flops = detection_parts.network_flops(model, *canvas)
-  row |= _of_peak(flops, row['network'], model['dtype'])
+  row |= _of_peak(detection_parts.network_flops(model, *canvas), row['network'], model['dtype'])
   if paper := published.MILLISECONDS.get(title.replace('Hourglass', 'centernet')):
     row |= {'paper, P100': paper, 'times faster': paper / row['whole image']}
   return {'': row | {'canvas': f'{canvas[1]} x {canvas[0]}', 'boxes': compiled.boxes}}
@@ -363,7 +278,6 @@ def detection(size: Size, title: str, model: Mapping, image: tuple[int, int], ba
 
 def pools(size: Size, dtype: str, _: float) -> Rows:
   """The pools alone, in every form, and the modules with their convolutions; forward, and forward and backward."""
-  device = jax.devices()[0]
   x, g = (jax.random.normal(key, size.pool, dtype) for key in jax.random.split(jax.random.key(0)))
   both = {**pool_gradient.pools(), 'column': pooling.column_max, 'row': pooling.row_max}
   modules = {
@@ -381,14 +295,12 @@ def pools(size: Size, dtype: str, _: float) -> Rows:
   }
   programs = {(name, 'forward, ms'): (jax.jit(pool).lower(x).compile(), (x,)) for name, pool in alone.items()}
   for name, pool in both.items():
-    shape = jax.eval_shape(pool, x)
-    gradient = pool_gradient.compile_for(device, pool, x.shape, dtype)
-    programs[name, 'and backward, ms'] = gradient, (x, g[:, : shape.shape[1], : shape.shape[2]])
-  times = _take_turns(
-    size, {key: lambda one=one: jax.block_until_ready(one[0](*one[1])) for key, one in programs.items()}
-  )
+    _, height, width, _ = jax.eval_shape(pool, x).shape
+    gradient = pool_gradient.compile_for(jax.devices()[0], pool, x.shape, dtype)
+    programs[name, 'and backward, ms'] = gradient, (x, g[:, :height, :width])
+  runs = {key: lambda one=one: jax.block_until_ready(one[0](*one[1])) for key, one in programs.items()}
   rows = {f'{name}, {dtype}': {} for name in alone}
-  for (name, column), row in times.items():
+  for (name, column), row in _take_turns(size, runs).items():
     rows[f'{name}, {dtype}'][column] = row['ms']
   return rows
 
@@ -416,17 +328,11 @@ def trained(size: Size, folder: Path, seconds: float) -> Rows:
   """The README's first command, stopped in time; the next call continues it."""
   spent_file, start = folder / 'seconds.txt', time.monotonic()
   spent = float(spent_file.read_text()) if spent_file.exists() else 0.0
-  command = [
-    sys.executable,
-    '-m',
-    'triplet_det.main',
-    '--config',
-    'configs/shapes.py',
-    '--workdir',
-    str(folder / 'run'),
-  ]
   settings = {f'data.{split}.data_dir': str(folder / 'data') for split in ('train', 'eval')} | size.run
-  command += [f'--config.{name}={value}' for name, value in settings.items()]
+  given = {'config': 'configs/shapes.py', 'workdir': folder / 'run'}
+  given |= {'compilation_cache': jax.config.jax_compilation_cache_dir or ''}
+  given |= {f'config.{name}': value for name, value in settings.items()}
+  command = [sys.executable, '-m', 'triplet_det.main', *(f'--{name}={value}' for name, value in given.items())]
   folder.mkdir(parents=True, exist_ok=True)
   with open(folder / 'said.txt', 'a') as said, subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said) as run:
     try:

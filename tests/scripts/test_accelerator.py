@@ -74,14 +74,10 @@ def test_errors_are_within_the_tests_own_bounds(twice):
       assert row['error'] > 1e-3, title  # so that it was
   for name in ('centernet', 'cornernet'):
     assert found[f'small {name}, float32, highest precision: maps in testing']['bound'] == 2e-5
-  trained = {title.partition(': ')[2]: row['bound'] for title, row in found.items() if 'cornernet, float32' in title}
-  assert trained == {
-    'maps in testing': 2e-5,
-    'maps in training': 1e-4,
-    'loss': 1e-5,
-    'norms of gradients, median': 1e-4,
-  }
-  assert found['pools: forward']['error'] == 0
+  bounds = {'maps in training': 1e-4, 'loss': 1e-5, 'norms of gradients, median': 1e-4}
+  for part, bound in bounds.items():
+    assert found[f'small cornernet, float32, highest precision: {part}']['bound'] == bound
+  assert found['pools, float32, highest precision: forward']['error'] == 0
 
 
 def test_the_step(twice):
@@ -161,7 +157,7 @@ def items(size, folder):
     'broken': item('broken', raises(ValueError('broken on purpose'))),
     'killed': item('killed', lambda: os.kill(os.getpid(), 9)),
     'sound': item('sound'),
-    'off': lambda seconds: {'': parts._error(2.0, 1.0)},
+    'off': lambda seconds: parts._errors('off', parts.BFLOAT16, {'boxes, pixels': 2.0}),
   }
   found['step'] = {f'net, batch {n}': item(f'net, batch {n}', full if n > 6 else lambda: None) for n in (6, 12, 24)}
   found['pools'] = {'slow': item('slow', lambda: time.sleep(9)), 'next': item('next')}
@@ -188,7 +184,7 @@ def test_what_fails_is_said_and_the_others_run(tmp_path):
   for line in (
     'right, broken: ValueError: broken on purpose',
     'right, killed: its process ended with -9',
-    'right, off: 2, the bound is 1',
+    'right, off, bfloat16: boxes, pixels: 2, the bound is 1',
     'pools, slow: not done after 2 s',
     'not done yet, by the same command:\n  pools, next\n  run, saved\n',
   ):
@@ -197,7 +193,7 @@ def test_what_fails_is_said_and_the_others_run(tmp_path):
   assert 'full: does not fit: RESOURCE_EXHAUSTED: 9 GiB are wanted' in first.out
   assert 'full: not tried: a smaller batch did not fit' in first.out and 'missing: no torch' in first.out
   assert executed.read_text().split('\n')[:-1] == ['missing', 'broken', 'killed', 'slow', 'next', 'saved']
-  assert second.code == 1 and second.out.endswith('failed:\n  right, off: 2, the bound is 1\n')
+  assert second.code == 1 and second.out.endswith('failed:\n  right, off, bfloat16: boxes, pixels: 2, the bound is 1\n')
 
 
 def test_unfinished_is_no_failure(tmp_path):
@@ -233,7 +229,7 @@ def test_the_run_is_stopped_and_continued(tmp_path, monkeypatch):
 
   def popen(command, **how):
     typed.append(command)
-    return start([sys.executable, '-c', TRAINS, command[command.index('--workdir') + 1]], **how)
+    return start([sys.executable, '-c', TRAINS, command[4].removeprefix('--workdir=')], **how)
 
   monkeypatch.setattr(accelerator_parts.subprocess, 'Popen', popen)
   size = accelerator_parts.SIZES['paper']
@@ -243,7 +239,7 @@ def test_the_run_is_stopped_and_continued(tmp_path, monkeypatch):
   assert 1 <= spent < 30
   row = accelerator_parts.trained(size, tmp_path, 99)['']
   assert (row['steps'], row['AP'], row['AP50']) == (7, 0.25, 0.5) and row['minutes'] > spent / 60
-  assert typed[0] == typed[1] and typed[0][1:5] == ['-m', 'triplet_det.main', '--config', 'configs/shapes.py']
+  assert typed[0] == typed[1] and typed[0][1:4] == ['-m', 'triplet_det.main', '--config=configs/shapes.py']
   monkeypatch.setattr(accelerator_parts.subprocess, 'Popen', lambda command, **how: start(['false'], **how))
   with pytest.raises(RuntimeError, match='exit code 1'):
     accelerator_parts.trained(size, tmp_path, 99)
@@ -262,7 +258,7 @@ def test_a_known_chip_and_the_paper_s_sizes(monkeypatch, tmp_path):
     for n in (6, 12, 24, 48)
   ]
   assert list(items['step']) == steps
-  assert len(items['detection']) == 2 * 2 * 3 * 2 and len(items['right']) == 6 + 6 + 2 + 3
+  assert len(items['detection']) == 2 * 2 * 3 * 2 and len(items['right']) == 6 + 6 + 3 + 3
   item = items['detection']['Hourglass-104, bfloat16, 640 x 480, batch 8']
   monkeypatch.setattr(accelerator_parts.detection_parts, 'random_weights', lambda model: (model,))
   parts = {part: None for part in accelerator_parts.detection_parts.PARTS}
