@@ -36,8 +36,11 @@ FINISHED = 'rows', 'full'
 
 
 def main() -> int:
-  from scripts.timing import accelerator_parts  # not above: the twin's processes import this file too
-  from triplet_det.run import output_paths
+  import jax  # here and not above: the twin's processes import this file too
+
+  from scripts.timing import accelerator_parts
+  from triplet_det.devices import compiler
+  from triplet_det.run import command_line, output_paths
 
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--part', nargs='+', choices=[*accelerator_parts.PARTS, 'all'], default=['all'], help='which')
@@ -47,15 +50,18 @@ def main() -> int:
   arguments = parser.parse_args()
   # One GPU of several, and nearly all of its memory: read when an item's process looks for its devices.
   os.environ['CUDA_VISIBLE_DEVICES'] = os.environ.get('CUDA_VISIBLE_DEVICES', '0').split(',')[0]
-  os.environ.setdefault('XLA_CLIENT_MEM_FRACTION', '.92')
+  if 'XLA_PYTHON_CLIENT_MEM_FRACTION' not in os.environ:  # its name before, beside which the new one is an error
+    os.environ.setdefault('XLA_CLIENT_MEM_FRACTION', '.92')
 
   found = in_own_process(lambda _: {'': accelerator_parts.about()}, 300)
   if 'rows' not in found:
     parser.error(f'JAX finds no device: {found}')
   about = found['rows']['']
   about['size'] = arguments.size or ('tiny' if about['platform'] == 'cpu' else 'paper')
-  if about['size'] == 'tiny':  # what counts then is the time that it takes in all
+  if about['size'] == 'tiny':  # all that counts then is how long it takes to see that everything works
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'
+    if not jax.config.jax_compilation_cache_dir:
+      compiler.keep_programs(command_line.CACHE)
   content = {'about': about, 'parts': {}}
   if arguments.json and arguments.json.exists():
     content = json.loads(arguments.json.read_text(encoding='utf-8'))
