@@ -62,18 +62,20 @@ def main() -> int:
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'
     if not jax.config.jax_compilation_cache_dir:
       compiler.keep_programs(command_line.CACHE)
-  content = {'about': about, 'parts': {}}
-  if arguments.json and arguments.json.exists():
-    content = json.loads(arguments.json.read_text(encoding='utf-8'))
-    before = content['about']
-    if differing := [f'{key} {before.get(key)}, here {about[key]}' for key in about if before.get(key) != about[key]]:
-      parser.error(f'{arguments.json} is of {"; ".join(differing)}: give another --json')
+  try:
+    content = found_before(arguments.json, about)
+  except ValueError as error:
+    parser.error(str(error))
   print(', '.join(f'{key} {value}' for key, value in about.items()))
 
   def keep() -> None:
     if arguments.json:
       output_paths.write_whole(arguments.json, json.dumps(content, indent=1) + '\n')
 
+  try:
+    keep()  # not after the first item, if it cannot be written
+  except OSError as error:
+    parser.error(f'--json cannot be written: {error}')
   chosen = accelerator_parts.PARTS if 'all' in arguments.part else arguments.part
   failures, unfinished = [], []
   with tempfile.TemporaryDirectory() as scratch:
@@ -89,6 +91,26 @@ def main() -> int:
     if said:
       print('\n  '.join([f'\n{title}:', *said]))
   return FAILED if failures else UNFINISHED if unfinished else 0
+
+
+def found_before(file: Path | None, about: Mapping[str, object]) -> dict[str, dict]:
+  """What the file has: `about`, and item by item what `in_own_process` returned, for each part; or nothing yet.
+
+  Raises:
+    ValueError: it is of another device, commit or size, or no file of this command.
+  """
+  if not (file and file.exists()):
+    return {'about': dict(about), 'parts': {}}
+  try:
+    content = json.loads(file.read_text(encoding='utf-8'))
+    before = dict(content['about'])
+  except (ValueError, KeyError, TypeError):
+    raise ValueError(f'{file} is no file of this command: give another --json') from None
+  if differing := [
+    f'{key} {before.get(key)}, here {value}' for key, value in about.items() if before.get(key) != value
+  ]:
+    raise ValueError(f'{file} is of {"; ".join(differing)}: give another --json')
+  return content
 
 
 def measure(items: Mapping[str, Callable], done: dict[str, dict], seconds: float, keep: Callable[[], None]) -> None:

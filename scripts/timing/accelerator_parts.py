@@ -114,7 +114,7 @@ SIZES = {
     rounds=3,
     min_seconds=0.0,
     testing=(HIGHEST, BFLOAT16),
-    training=(('cornernet', HIGHEST),),
+    training=(),
     boxes=(BFLOAT16,),
     run={
       **{'total_steps': 4, 'log_every': 2, 'checkpoint_every': 2, 'eval_every': 4, 'batch_size': 2, 'input_size': 31},
