@@ -168,6 +168,10 @@ BY_TEST = {
     f'{AOT} --config.model.dtype=bfloat16',
     f'{AOT} --only step --config.model.dtype=bfloat16',
   ],
+  'tests/scripts/test_accelerator.py::test_every_part_is_measured': [
+    'scripts/accelerator.py --json results.json',
+    'scripts/accelerator.py --part step --json results.json',
+  ],
   'tests/scripts/test_benchmark.py::test_a_verdict_and_a_warning_are_exit_codes': [
     f'{BENCHMARK} network --hg 52 --against torch --compare network.json',
   ],

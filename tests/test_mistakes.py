@@ -977,6 +977,13 @@ SCRIPTS = {
     possible='No such file or directory',
     do='usage: false_boxes.py',
   ),
+  'figures kept in a file of something else': script(
+    'accelerator',
+    '--json={coco}/annotations/instances_val2017.json',
+    given='instances_val2017.json',
+    possible='is no file of this command',
+    do='give another --json',
+  ),
   'kills in a folder that is there': script(
     'checks/kill_test',
     '--out={tmp}/photos',

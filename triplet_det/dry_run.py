@@ -76,7 +76,7 @@ def make_plan(
   built = train.build_step(config, mesh, num_classes)
   found = []
   if STEP in programs:
-    program, text = _training_step(built, chip, mesh.devices.size, config.accumulate)
+    program, text = training_step(built, chip, mesh.devices.size, config.accumulate)
     found.append(program)
     if hlo is not None:
       output_paths.write_whole(hlo, text)
@@ -107,8 +107,8 @@ def plan_here(config: ConfigDict) -> Plan:
   return make_plan(config, mesh, num_classes)
 
 
-def _training_step(built: BuiltStep, chip: roofline.Chip | None, devices: int, accumulate: int) -> tuple[Program, str]:
-  """The step of the loop, and its text."""
+def training_step(built: BuiltStep, chip: roofline.Chip | None, devices: int, accumulate: int) -> tuple[Program, str]:
+  """The step of the loop, and its text; with `chip` it must fit into its memory."""
   state, images = built.state, built.batch.images
   parts = {
     'parameters': state.params,

@@ -44,7 +44,9 @@ def compile_for(device: jax.Device, pool: Callable, shape: Sequence[int], dtype:
     return y, pull_back(g)[0]
 
   x = jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.SingleDeviceSharding(device))
-  return jax.jit(value_and_gradient).lower(x, x).compile(sharding.compiler_options(sharding.make_mesh([device])))
+  y = jax.eval_shape(pool, x)  # of a line's maximum smaller than x
+  g = jax.ShapeDtypeStruct(y.shape, y.dtype, sharding=x.sharding)
+  return jax.jit(value_and_gradient).lower(x, g).compile(sharding.compiler_options(sharding.make_mesh([device])))
 
 
 def estimated_cycles(text: str) -> int:
@@ -69,7 +71,8 @@ def measured_seconds(compiled: dict[str, jax.stages.Compiled], arguments: argpar
   """Medians of quiet rounds in which the programs take turns."""
   x, g = (jax.random.normal(key, arguments.shape, arguments.dtype) for key in jax.random.split(jax.random.key(0)))
   programs = {name: lambda one=one: jax.block_until_ready(one(x, g)) for name, one in compiled.items()}
-  turns = quiet_pairs.take_turns(programs, pairs=arguments.pairs, max_load=arguments.max_load)
+  max_load = quiet_pairs.allowed_load() if arguments.max_load is None else arguments.max_load
+  turns = quiet_pairs.take_turns(programs, pairs=arguments.pairs, max_load=max_load)
   print(turns.note())
   return {name: statistics.median(turns.seconds(name)) for name in programs}
 
@@ -81,7 +84,7 @@ def main() -> None:
   parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
   parser.add_argument('--topology', help='v5e:2x2 for example: compile for a TPU that is not here')
   parser.add_argument('--pairs', type=int, default=5, help='quiet rounds that are wanted')
-  parser.add_argument('--max_load', type=float, default=quiet_pairs.MAX_LOAD, help='cores that others may keep busy')
+  parser.add_argument('--max_load', type=float, help='cores that others may keep busy (default: 0.1; all but on a CPU)')
   arguments = parser.parse_args()
   if len(arguments.shape) != 4:
     parser.error(f'--shape has 4 numbers, images,height,width,channels; got {len(arguments.shape)}')

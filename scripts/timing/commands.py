@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -66,30 +67,67 @@ def _against_twin(options: Options, take_turns: TakeTurns, row: str, maker: str,
   programs, notes = {}, [f'{flops / 1e9:.1f} GFLOP']
   with contextlib.ExitStack() as stack:
     if options.against:  # first, so that there are never more than two programs in memory
-      twin, told = _better_format(f'scripts.timing.torch_twin:{maker.partition(":")[2]}', options.model, **given)
+      maker_of_twin = f'scripts.timing.torch_twin:{maker.partition(":")[2]}'
+      twin, told = _best_form(maker_of_twin, options, **given)
       programs[TORCH] = stack.enter_context(contextlib.closing(twin))
       notes.append(f'twin: checked against the golden network; {told}')
+    model = options.model | {'dtype': options.dtype}
     folder = jax.config.jax_compilation_cache_dir  # lets the other process find what is compiled already
     cache = {'JAX_COMPILATION_CACHE_DIR': folder, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '1'} if folder else {}
-    ours = OwnProcess(f'scripts.timing.{maker}', cache, model=options.model, **given)
+    ours = (OwnProcess if _on_cpu() else ThisProcess)(f'scripts.timing.{maker}', cache, model=model, **given)
     stack.callback(ours.close)
     turns = take_turns({OURS: ours, **programs})
-  notes.append('peak: most memory at once since the end of the first run, of a process that does nothing else')
-  peaks = {'peak MB': ours.peak / MB} | {f'{name} peak MB': twin.peak / MB for name, twin in programs.items()}
+  if _on_cpu():
+    notes.append('peak: most memory at once since the end of the first run, of a process that does nothing else')
+    peaks = {'peak MB': ours.peak / MB} | {f'{name} peak MB': twin.peak / MB for name, twin in programs.items()}
+  else:
+    notes.append("peak: of the device's memory, with what the compiler took to try kernels")
+    peaks = {'peak MB': ours.peak / MB}
   return Figures([timed_row(row, turns, flops=flops, beside=peaks)], turns, notes)
 
 
-def _better_format(maker: str, model: dict, **given: int) -> tuple[OwnProcess, str]:
-  """The twin in the memory format that is faster in one run after the first, to be closed; and both times."""
-  twins, seconds = {}, {}
-  for name in ('channels_last', 'contiguous'):
-    twin = OwnProcess(maker, shapes=released_shapes(model), channels_last=name == 'channels_last', **given)
+class ThisProcess:
+  """A program in this process, which has the accelerator; stands for an `OwnProcess`, whose arguments it takes."""
+
+  def __init__(self, maker: str, _: object = None, **settings):
+    self._run = own_process.made(maker, settings)
+
+  def __call__(self) -> None:
+    self._run()
+
+  @property
+  def peak(self) -> float:
+    return device_peak()
+
+  def close(self) -> None:
+    pass
+
+
+def device_peak() -> float:
+  """The most bytes of the first device's memory that this process had in use at once; NaN on a CPU."""
+  return (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use', math.nan)
+
+
+def _on_cpu() -> bool:
+  return jax.default_backend() == 'cpu'
+
+
+def _best_form(maker: str, options: Options, **given: int) -> tuple[OwnProcess, str]:
+  """The twin in the form that is fastest in one run after the first, to be closed; and all times."""
+  forms = {'channels_last': dict(channels_last=True), 'contiguous': dict(channels_last=False)}
+  if options.torch_compile:  # which takes minutes: in the format that GPUs are made for
+    forms = {'channels_last, torch.compile': dict(channels_last=True, compiled=True)}
+  how_all = dict(dtype=options.dtype, device='cpu' if _on_cpu() else 'cuda', shapes=released_shapes(options.model))
+  best, seconds = None, {}
+  for form, how in forms.items():
+    twin = OwnProcess(maker, **how, **how_all, **given)
     twin()
-    twins[name], seconds[name] = twin, quiet_pairs.sample(twin).seconds
-  twins.pop(max(seconds, key=seconds.get)).close()
-  ((best, twin),) = twins.items()
-  told = ', '.join(f'{name} {1e3 * value:.4g} ms' for name, value in seconds.items())
-  return twin, f'memory format: {best} (one run each: {told})'
+    seconds[form] = quiet_pairs.sample(twin).seconds
+    loser, best = (best, twin) if seconds[form] == min(seconds.values()) else (twin, best)
+    if loser:
+      loser.close()
+  told = ', '.join(f'{form} {1e3 * value:.4g} ms' for form, value in seconds.items())
+  return best, f'form: {min(seconds, key=seconds.get)} (one run each: {told})'
 
 
 def released_shapes(model: dict) -> dict[str, tuple[int, ...]]:
@@ -156,6 +194,8 @@ def feed(options: Options, take_turns: TakeTurns) -> Figures:
 
 def startup(options: Options, take_turns: TakeTurns) -> Figures:
   """Fresh processes: weights on disk, programs in the compilation cache, to the boxes of a first image."""
+  if jax.default_backend() == 'tpu':
+    raise ValueError('a TPU belongs to one process, here to the one of the yardstick: no other can start on it')
   starts = []
   with tempfile.TemporaryDirectory() as scratch:
     checkpoint = options.checkpoint or _write_run(f'{scratch}/run', options.model)
@@ -231,6 +271,8 @@ OPTIONS = [
   ('batch', 'train_step', dict(type=int, default=1, help='images per step')),
   ('batch', 'input', dict(type=int, default=8, help='images per batch')),
   ('against', 'network train_step', dict(choices=[TORCH], help='measure the PyTorch twin too, by turns (extra torch)')),
+  ('dtype', 'network train_step', dict(choices=['float32', 'bfloat16'], default='float32', help='of the computation')),
+  ('torch_compile', 'network train_step', dict(action='store_true', help='the twin by torch.compile')),
   ('settings', 'decode image', dict(choices=list(SETTINGS), default='sound', help='of the test')),
   ('sizes', 'decode', dict(WH, nargs='+', default=[(375, 500), (480, 640), (960, 1280)], help=BASE)),
   ('top_k', 'decode', dict(MANY, default=[70, 20, 100, 200])),
@@ -243,7 +285,7 @@ OPTIONS = [
   ('images', 'memory', dict(type=int, default=1000, help='how many are predicted')),
   ('largest', 'memory', dict(type=int, default=640, help='longest side, pixels')),
   ('pairs', ALL, dict(type=int, default=5, help='quiet rounds that are wanted')),
-  ('max_load', ALL, dict(type=float, default=quiet_pairs.MAX_LOAD, help='cores that others may keep busy')),
+  ('max_load', ALL, dict(type=float, help='cores that others may keep busy (default: 0.1; all but on a CPU)')),
   (
     'min_seconds',
     ALL,
@@ -275,6 +317,7 @@ def main(description: str, argv: Sequence[str] | None = None) -> int:
     flags.FLAGS.mark_as_parsed()  # absl's log and the workers of the input pipeline want it
   if getattr(options, 'against', None) and importlib.util.find_spec('torch') is None:
     parser.error("--against torch: PyTorch is not installed; pip install -e '.[torch]'")
+  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # a GPU is for the twin too
   compiler.keep_programs(options.compilation_cache)
   if 'hg' in options:
     options.size = getattr(options, 'size', None) or SIZES[options.hg]
@@ -282,6 +325,8 @@ def main(description: str, argv: Sequence[str] | None = None) -> int:
     options.title = f'{NETWORKS[options.detector]} {options.hg}'
   own = [name for name, commands, _ in OPTIONS if options.command in commands.split() and commands != ALL]
   settings = {name: getattr(options, name) for name in own if getattr(options, name) is not None}
+  if options.max_load is None:
+    options.max_load = quiet_pairs.allowed_load()
   how = dict(pairs=options.pairs, max_load=options.max_load, min_seconds=options.min_seconds)
 
   def take_turns(programs: dict, **more) -> quiet_pairs.Turns:

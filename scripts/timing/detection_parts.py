@@ -6,6 +6,7 @@ are given; random networks would find no triplets, so that objects can be added 
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 
 import jax
@@ -99,7 +100,7 @@ def network(model: Mapping, side: int) -> Program:
 
 @dataclasses.dataclass(frozen=True)
 class CompiledParts:
-  """One detector, compiled for one image, and what it found."""
+  """One detector, compiled for one image or a batch of it, and what it found in an image."""
 
   parts: Mapping[str, Program]  # of PARTS, each from inputs that are ready
   pairs: int  # with a score; of CenterNet, with a center too
@@ -108,9 +109,15 @@ class CompiledParts:
 
 
 def compile_parts(
-  module: detector.Detector, variables: Mapping, settings: Settings, image: np.ndarray, *, objects: bool
+  module: detector.Detector,
+  variables: Mapping,
+  settings: Settings,
+  image: np.ndarray,
+  *,
+  objects: bool,
+  batch_size: int = 1,
 ) -> CompiledParts:
-  """The parts of detection on one image at the first scale of the settings.
+  """The parts of detection on a batch of one image so many times, at the first scale of the settings.
 
   Args:
     module, variables: not folded.
@@ -118,27 +125,30 @@ def compile_parts(
     image: [height, width, 3] uint8.
     objects: whether objects are added to the maps of the network.
   """
-  canvases, placement = batches.place_batch([image], settings.scales[0], settings, 1)
+  pictures = [image] * batch_size
+  canvases, placement = batches.place_batch(pictures, settings.scales[0], settings, batch_size)
   images, canvas = inference.network_input(canvases, settings, placement), canvases.shape[1:3]
   config = module.config
   added = objects_in_maps(*canvas, config.num_classes, centers=config.center_branch) if objects else None
+  added = jax.tree.map(lambda a: np.concatenate([a] * batch_size), added)
   apply, compiled, variables = compile_network(module, variables, images, added)
   maps = jax.block_until_ready(compiled(variables, images))
   # With this setting what follows the network stops before soft-NMS.
   decode = after_network(dataclasses.replace(settings, stale_rows=True), canvas)
   pairs = jax.block_until_ready(decode(maps, placement))
   on_device = jax.jit(functools.partial(inference.select, settings=settings))
-  whole = inference.Detector(apply, variables, settings, batch_size=1)
-  (found,) = whole([image])
+  whole = inference.Detector(apply, variables, settings, batch_size=batch_size)
+  found, *_ = whole(pictures)
+  flops = (compiled.cost_analysis() or {}).get('flops', math.nan)  # not every device's compiler counts
   parts = {
     'network': lambda: jax.block_until_ready(compiled(variables, images)),
     'decoding': lambda: jax.block_until_ready(decode(maps, placement)),
     'post-processing': lambda: list(
-      launching.per_image([0], pairs if settings.stale_rows else on_device(pairs), settings)
+      launching.per_image(range(batch_size), pairs if settings.stale_rows else on_device(pairs), settings)
     ),
-    'whole image': lambda: whole([image]),
+    'whole image': lambda: whole(pictures),
   }
-  return CompiledParts(parts, int(pairs.valid.sum()), len(found.scores), compiled.cost_analysis()['flops'])
+  return CompiledParts(parts, int(pairs.valid[0].sum()), len(found.scores), flops)
 
 
 def after_network(settings: Settings, canvas: tuple[int, int]) -> Callable:

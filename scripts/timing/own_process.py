@@ -41,8 +41,13 @@ class OwnProcess:
 def _make(maker: str, environment: Mapping[str, str], settings: Mapping) -> None:
   global _program
   os.environ.update(environment)
+  _program = made(maker, settings)
+
+
+def made(maker: str, settings: Mapping) -> Callable[[], object]:
+  """The program of a maker, 'module:function'."""
   module, _, function = maker.partition(':')
-  _program = getattr(importlib.import_module(module), function)(**settings)
+  return getattr(importlib.import_module(module), function)(**settings)
 
 
 def _run(*, is_first: bool) -> int:

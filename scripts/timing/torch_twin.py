@@ -1,9 +1,11 @@
 """The same networks in PyTorch: what a user would pick instead, for the benchmark's `--against torch` to time.
 
 Weights have the names of the released state dicts, so that those of the golden networks are taken as they are; the twin
-is checked against their maps before it is timed. Free of JAX, whose memory would count. Needs the extra `torch`.
+is checked against their maps before it is timed, on the CPU or on a GPU. Free of JAX, whose memory would count. Needs
+the extra `torch`.
 """
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -102,6 +104,8 @@ class Twin:
     """Corner, cascade corner or center pooling, with what follows them."""
 
     def pool(x, dim):
+      if x.is_cuda:  # a hundred small kernels there, where one will do
+        return x.flip(dim).cummax(dim).values.flip(dim) if kind == 'tl' else x.cummax(dim).values
       return RunningMax.apply(x, dim, kind == 'tl')
 
     vertical, horizontal = self._block(f'{name}.p1_conv1', x), self._block(f'{name}.p2_conv1', x)
@@ -146,14 +150,14 @@ class Twin:
     return itertools.takewhile(lambda i: f'{name}.{i}' in self._modules, itertools.count())
 
 
-def golden_error(name: str) -> float:
+def golden_error(name: str, device: str = 'cpu') -> float:
   """Largest error of the twin's maps with the weights of a golden network, over the largest value of each map."""
   golden = golden_state.read(f'small_net_{name}')
-  twin = Twin({key: torch.from_numpy(a) for key, a in golden_state.state_dict(golden).items()}, training=False)
+  weights = {key: torch.from_numpy(a).to(device) for key, a in golden_state.state_dict(golden).items()}
   with torch.inference_mode():
-    (maps,) = twin(torch.from_numpy(golden['x'].astype(np.float32)))
+    (maps,) = Twin(weights, training=False)(torch.from_numpy(golden['x'].astype(np.float32)).to(device))
   expected = golden_state.under(golden, 'eval/map/')
-  return max(golden_state.relative_error(found, expected[f'{output}/1']) for output, found in maps.items())
+  return max(golden_state.relative_error(found.cpu(), expected[f'{output}/1']) for output, found in maps.items())
 
 
 def loss(maps: list[Maps], targets: Targets) -> dict[str, torch.Tensor]:
@@ -199,28 +203,57 @@ def _pull_push(tl: torch.Tensor, br: torch.Tensor, valid: torch.Tensor) -> tuple
   return pull.sum(), push.sum()
 
 
-def network(shapes: Mapping[str, list[int]], side: int, channels_last: bool) -> Callable[[], None]:
+@dataclasses.dataclass(frozen=True)
+class How:
+  """How a twin is run: on `device`, cpu or cuda, in a memory format, with torch.compile or not, in a `dtype`."""
+
+  channels_last: bool
+  compiled: bool = False
+  dtype: str = 'float32'  # or bfloat16, by autocast
+  device: str = 'cpu'
+
+  def forward(self, twin: Twin) -> Callable[[torch.Tensor], list[Maps]]:
+    run = torch.compile(lambda images: twin(images)) if self.compiled else twin
+
+    def forward(images):
+      with torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == 'bfloat16'):
+        maps = run(images)
+      return [{name: a.float() for name, a in one.items()} for one in maps]
+
+    return forward
+
+  def wait(self) -> None:
+    if self.device == 'cuda':
+      torch.cuda.synchronize()
+
+
+def network(shapes: Mapping[str, list[int]], side: int, **how: object) -> Callable[[], None]:
   """Image and mirror image of `side` x `side` pixels to the maps of the last stack; see `_checked` for the shapes."""
-  twin, images = _checked(shapes, channels_last, training=False), _random((2, 3, side, side), channels_last)
+  how = How(**how)
+  twin, images = _checked(shapes, how, training=False), _random((2, 3, side, side), how)
+  forward = how.forward(twin)
 
   def run():
     with torch.inference_mode():
-      twin(images)
+      forward(images)
+    how.wait()
 
   return run
 
 
-def train_step(shapes: Mapping[str, list[int]], batch: int, side: int, channels_last: bool) -> Callable[[], None]:
+def train_step(shapes: Mapping[str, list[int]], batch: int, side: int, **how: object) -> Callable[[], None]:
   """A step on `batch` images: forward, Eq. (2) on targets that are ready, backward, Adam."""
-  twin, images = _checked(shapes, channels_last, training=True), _random((batch, 3, side, side), channels_last)
-  targets = random_targets(twin, batch, (side + 1) // 4)
+  how = How(**how)
+  twin, images = _checked(shapes, how, training=True), _random((batch, 3, side, side), how)
+  targets = {name: a.to(how.device) for name, a in random_targets(twin, batch, (side + 1) // 4).items()}
   learnt = [array.requires_grad_() for name, array in twin.weights.items() if '.running_' not in name]
-  adam = torch.optim.Adam(learnt, lr=2.5e-4)
+  adam, forward = torch.optim.Adam(learnt, lr=2.5e-4), how.forward(twin)
 
   def run():
     adam.zero_grad()
-    sum(loss(twin(images), targets).values()).backward()
+    sum(loss(forward(images), targets).values()).backward()
     adam.step()
+    how.wait()
 
   return run
 
@@ -238,12 +271,14 @@ def random_targets(twin: Twin, batch: int, cells: int, objects: int = 8) -> Targ
   return targets
 
 
-def _checked(shapes: Mapping[str, list[int]], channels_last: bool, *, training: bool) -> Twin:
-  """A twin with random weights of these shapes that is to be timed with all cores.
+def _checked(shapes: Mapping[str, list[int]], how: How, *, training: bool) -> Twin:
+  """A twin with random weights of these shapes that is to be timed with the whole device.
 
   Raises:
-    ValueError: with golden weights it does not give the golden maps.
+    ValueError: there is no such device, or with golden weights the twin does not give the golden maps.
   """
+  if how.device == 'cuda' and not torch.cuda.is_available():
+    raise ValueError(f'PyTorch {torch.__version__} sees no GPU')
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   torch.set_flush_denormal(True)  # as XLA does
   torch.manual_seed(0)
@@ -251,13 +286,24 @@ def _checked(shapes: Mapping[str, list[int]], channels_last: bool, *, training: 
   for name, shape in shapes.items():
     kernel = len(shape) == 4
     start = 0.0 if name.endswith(('.bias', '.running_mean')) else 1.0
-    weights[name] = _random(shape, channels_last) / np.prod(shape[1:]) ** 0.5 if kernel else torch.full(shape, start)
+    if kernel:
+      weights[name] = _random(shape, how) / np.prod(shape[1:]) ** 0.5
+    else:
+      weights[name] = torch.full(shape, start, device=how.device)
   twin = Twin(weights, training=training)
   name = 'centernet' if 'ct' in twin.kinds else 'cornernet'
-  if (error := golden_error(name)) > BOUND:
+  _as_xla_by_default(False)
+  if (error := golden_error(name, how.device)) > BOUND:
     raise ValueError(f'the twin is not the published {name}: its maps differ by {error:.1e}, the bound is {BOUND}')
+  _as_xla_by_default(True)
   return twin
 
 
-def _random(shape, channels_last: bool) -> torch.Tensor:
-  return torch.randn(*shape).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+def _as_xla_by_default(on: bool) -> None:
+  """On a GPU: float32 by TF32, and the fastest kernel of those that were tried."""
+  torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = on
+
+
+def _random(shape, how: How) -> torch.Tensor:
+  memory_format = torch.channels_last if how.channels_last else torch.contiguous_format
+  return torch.randn(*shape).to(how.device, memory_format=memory_format)

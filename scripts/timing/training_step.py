@@ -10,19 +10,29 @@ from triplet_det import train
 from triplet_det.configs import triplet
 from triplet_det.devices import compiler, sharding
 from triplet_det.structs import Batch
+from triplet_det.training.train_step import BuiltStep
 
 SLOTS = 128  # objects per image
 
 
 def train_step(model: Mapping, batch: int, side: int) -> Program:
-  """The step that the training loop runs, as it is built for a config, for a process of its own."""
+  """The step that the training loop runs, for a process of its own."""
+  return ready(*build(model, batch, side))
+
+
+def build(model: Mapping, batch: int, side: int) -> tuple[BuiltStep, Batch]:
+  """The step as the training loop builds it for a config, on the first device, and images for it."""
   config = triplet.get_config('hg=52')
   num_classes = model['num_classes']
   config.model.update({name: value for name, value in model.items() if name != 'num_classes'})
   config.update(batch_size=batch, group_size=0, input_size=side)
   mesh = sharding.make_mesh(jax.devices()[:1])
   built = train.build_step(config, mesh, num_classes)
-  rows = sharding.to_global(random_batch(batch, side, num_classes), mesh)
+  return built, sharding.to_global(random_batch(batch, side, num_classes), mesh)
+
+
+def ready(built: BuiltStep, rows: Batch) -> Program:
+  """It compiled, with a state of its own, which is donated as in the loop."""
   state = built.fresh_state()
   step = built.train_step.lower(built.state, built.batch).compile()
   compiler.give_back()  # as the loop does, after both

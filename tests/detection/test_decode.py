@@ -1,17 +1,15 @@
 """Decoding against numbers of the published programs, and against brute force on maps full of ties."""
 
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import golden_networks
 from triplet_det.detection.decode import decode
 from triplet_det.structs import KeypointMaps
-
-GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 
 
 @functools.cache
@@ -19,35 +17,10 @@ def compiled(**settings):
   return jax.jit(functools.partial(decode, **settings))
 
 
-def golden_maps(golden, prefix):
-  """Stored NCHW float16 maps -> KeypointMaps."""
-  names = dict(tl_heat='tl_heat', br_heat='br_heat', tl_embed='tl_tag', br_embed='br_tag')
-  names |= dict(tl_offset='tl_regr', br_offset='br_regr', center_heat='ct_heat', center_offset='ct_regr')
-  stored = {ours: f'{prefix}/map/{theirs}' for ours, theirs in names.items()}
-  return KeypointMaps(
-    **{k: jnp.asarray(golden[v].astype(np.float32).transpose(0, 2, 3, 1)) for k, v in stored.items() if v in golden}
-  )
-
-
-@pytest.mark.parametrize('name, top_k', [('centernet', 70), ('cornernet', 100)])
-def test_published_numbers(name, top_k, parity):
-  golden = np.load(GOLDEN / f'decode_{name}.npz')
-  pairs, centers = compiled(top_k=top_k)(golden_maps(golden, 'decode'))
-  for i, rows in enumerate(golden['decode/detections']):
-    rows = rows[rows[:, 4] > -1]  # the rejected come in any order
-    valid = np.asarray(pairs.valid[i])
-    columns = [pairs.boxes, pairs.scores[..., None], pairs.tl_scores[..., None], pairs.br_scores[..., None]]
-    got = np.concatenate([*(np.asarray(c[i]) for c in columns), np.asarray(pairs.classes[i])[:, None]], axis=1)[valid]
-    assert len(got) == len(rows) > 100 and valid[: len(rows)].all()
-    assert (np.diff(got[:, 4]) <= 0).all()
-    # In one place two pairs score the same and may change places.
-    got, rows = (r[np.lexsort((r[:, 0], -r[:, 4]))] for r in (got, rows))
-    parity(f'decoding, {name}: corner pairs', np.abs(got - rows).max(), 1e-6)
-  if name == 'cornernet':
-    assert centers is None
-    return
-  got = np.stack([centers.x, centers.y, centers.classes, centers.scores], axis=-1)
-  parity('decoding, centernet: centers', np.abs(got - golden['decode/centers']).max(), 1e-6)
+@pytest.mark.parametrize('name', golden_networks.NETWORKS)
+def test_published_numbers(name, parity):
+  for part, error in golden_networks.decoding_errors(name).items():
+    parity(f'decoding, {name}: {part}', error, 1e-6)
 
 
 def random_maps(seed, height=7, width=6, classes=3, levels=6):

@@ -154,6 +154,8 @@ def test_the_roofline_by_hand():
   names = {kind: chip.name for chip in roofline.CHIPS for kind in chip.kinds}
   assert (names['TPU v5 lite'], names['TPU v5'], names['NVIDIA H100 80GB HBM3']) == ('v5e', 'v5p', 'H100')
   assert roofline.chip_of(jax.devices('cpu')[0]) is None
+  peaks = {chip.name: (chip.peak('bfloat16') / 1e12, chip.peak('float32') / 1e12) for chip in roofline.CHIPS}
+  assert peaks['v5e'] == (197, 197) and peaks['A100 40 GB'] == (312, 156)  # a TPU multiplies in bfloat16, a GPU in TF32
 
 
 def lowered_loop(turns):

@@ -435,11 +435,11 @@ def test_against_the_twin(tiny, tmp_path, capsys, monkeypatch, torch):
   monkeypatch.setattr(Here, 'makers', [])
   from scripts.timing import torch_twin
 
-  monkeypatch.setattr(torch_twin, 'golden_error', lambda name: 3e-5)
+  monkeypatch.setattr(torch_twin, 'golden_error', lambda name, device: 3e-5)
   with pytest.raises(SystemExit):
     run(capsys, 'network', '--hg', 'tiny', '--size', '63', '--against', 'torch')
   assert 'the twin is not the published centernet: its maps differ by 3.0e-05' in capsys.readouterr().err
-  monkeypatch.setattr(torch_twin, 'golden_error', lambda name: 0.0)  # another test has it
+  monkeypatch.setattr(torch_twin, 'golden_error', lambda name, device: 0.0)  # another test has it
   Here.makers.clear()
   json_file = tmp_path / 'step.json'
   given = ('train_step', '--hg', 'tiny', '--size', '63', '--batch', '2', '--against', 'torch', '--json', str(json_file))
@@ -454,7 +454,47 @@ def test_against_the_twin(tiny, tmp_path, capsys, monkeypatch, torch):
   ours = ('scripts.timing.training_step:train_step', None)
   assert Here.makers == [(twin, True), (twin, False), 'closed', ours, 'closed', 'closed']
   assert recipe['settings.against'] == 'torch' and recipe['versions.torch']
-  assert 'twin: checked against the golden network; memory format: ' in printed
+  assert 'twin: checked against the golden network; form: ' in printed
+
+
+def test_on_an_accelerator(tiny, tmp_path, capsys, monkeypatch):
+  """Nothing is left out for what else the machine does; ours has the device, so that it stays in this process."""
+  assert math.isnan(commands.device_peak())  # of a CPU
+  monkeypatch.setattr(commands, '_on_cpu', lambda: False)
+  monkeypatch.setattr(quiet_pairs, 'allowed_load', lambda: math.inf)
+  monkeypatch.setattr(commands, 'OwnProcess', None)
+  monkeypatch.setattr(commands, 'device_peak', lambda: 7_000_000)
+  given = ['network', '--hg', 'tiny', '--size', '63', '--dtype', 'bfloat16', '--pairs', '1', '--min_seconds', '0']
+  json_file = tmp_path / 'network.json'
+  assert commands.main('', [*given, '--compilation_cache', '', '--json', str(json_file)]) == 0
+  ((row,), recipe) = (json.loads(json_file.read_text())[key] for key in ('rows', 'recipe'))
+  assert row['here']['peak MB'] == 7 and row['here']['ms'] > 0 and recipe['settings.dtype'] == 'bfloat16'
+  assert '; none is left out' in capsys.readouterr().out
+
+
+def test_no_twin_without_its_gpu(tiny, capsys, monkeypatch, torch):
+  monkeypatch.setattr(commands, '_on_cpu', lambda: False)
+  monkeypatch.setattr(commands, 'OwnProcess', Here)
+  monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+  with pytest.raises(SystemExit) as ended:
+    run(capsys, 'network', '--hg', 'tiny', '--size', '63', '--against', 'torch')
+  assert ended.value.code == 2 and 'sees no GPU' in capsys.readouterr().err
+
+
+def test_the_twin_in_bfloat16(torch):
+  """Its maps are near those of float32, and are float32, as the loss wants them."""
+  from scripts.timing import torch_twin
+
+  golden = golden_state.read('small_net_cornernet')
+  weights = {key: torch.from_numpy(array) for key, array in golden_state.state_dict(golden).items()}
+  images, twin = torch.from_numpy(golden['x'].astype(np.float32)), torch_twin.Twin(weights, training=False)
+  expected = golden_state.under(golden, 'eval/map/')
+  for dtype, least, most in (('float32', 0, 2e-5), ('bfloat16', 1e-3, 0.1)):
+    with torch.inference_mode():
+      (maps,) = torch_twin.How(channels_last=True, dtype=dtype).forward(twin)(images)
+    assert all(array.dtype == torch.float32 for array in maps.values())
+    error = max(relative_error(array, expected[f'{name}/1']) for name, array in maps.items())
+    assert least <= error <= most
 
 
 def test_the_network_alone(tiny, tmp_path, capsys, monkeypatch):

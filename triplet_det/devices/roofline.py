@@ -23,17 +23,31 @@ class Chip:
   flops: float  # per second, bfloat16 with float32 sums, without sparsity
   bandwidth: float  # bytes per second, to its own memory
   memory: float  # bytes, that a program may use
+  tf32: float | None = None  # per second, of float32 as GPUs multiply it by default; TPUs take bfloat16 for it
+
+  def peak(self, dtype: str) -> float:
+    """FLOP/s of a network whose `dtype` is float32 or bfloat16, at JAX's default precision."""
+    return self.tf32 or self.flops if dtype == 'float32' else self.flops
 
 
-# Speeds: docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e (2026); NVIDIA's data sheet of the H100 SXM. Memory of TPUs:
-# what their compiler says is available when a program is too large (libtpu 0.0.42), nominally 32, 16, 95, 32 GB. A v4
-# counts as one device with both of its cores ("megacore").
+# Speeds: docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e (2026); NVIDIA's data sheets of A100, L4, H100 and H200, its
+# white papers of GA102 (RTX 3090) and Ada (RTX 4090), half of what they say with sparsity. Memory of TPUs: what their
+# compiler says is available when a program is too large (libtpu 0.0.42), nominally 32, 16, 95, 32 GB. A v4 counts as
+# one device with both of its cores ("megacore").
 CHIPS = (
   Chip('v4', ('TPU v4',), 275e12, 1200e9, 30.75 * GIB),
   Chip('v5e', ('TPU v5 lite', 'TPU v5e'), 197e12, 819e9, 15.75 * GIB),
   Chip('v5p', ('TPU v5', 'TPU v5p'), 459e12, 2765e9, 95.74 * GIB),
   Chip('v6e', ('TPU v6 lite', 'TPU v6e'), 918e12, 1638e9, 31.25 * GIB),
-  Chip('H100', ('NVIDIA H100 80GB HBM3',), 989e12, 3350e9, 80e9),
+  Chip('H100', ('NVIDIA H100 80GB HBM3',), 989e12, 3350e9, 80e9, tf32=494e12),
+  Chip('H100 PCIe', ('NVIDIA H100 PCIe',), 756e12, 2000e9, 80e9, tf32=378e12),
+  Chip('H200', ('NVIDIA H200',), 989e12, 4800e9, 141e9, tf32=494e12),
+  Chip('A100 40 GB', ('NVIDIA A100-SXM4-40GB', 'NVIDIA A100-PCIE-40GB'), 312e12, 1555e9, 40e9, tf32=156e12),
+  Chip('A100 80 GB', ('NVIDIA A100-SXM4-80GB',), 312e12, 2039e9, 80e9, tf32=156e12),
+  Chip('A100 80 GB PCIe', ('NVIDIA A100 80GB PCIe',), 312e12, 1935e9, 80e9, tf32=156e12),
+  Chip('L4', ('NVIDIA L4',), 121e12, 300e9, 24e9, tf32=60e12),
+  Chip('RTX 3090', ('NVIDIA GeForce RTX 3090',), 71e12, 936e9, 24e9, tf32=35.6e12),
+  Chip('RTX 4090', ('NVIDIA GeForce RTX 4090',), 165e12, 1008e9, 24e9, tf32=82.6e12),
 )
 
 

@@ -22,11 +22,11 @@ HEIGHT, WIDTH = 1, 2  # axes of [B, H, W, C]
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _running_max(x: jax.Array, axis: int, from_last: bool) -> jax.Array:
   """Maximum of the cells met so far when scanning `axis`, from the last index down or from the first up."""
-  walk = partial(_max_by_walking, axis=axis, from_last=from_last)
+  walk = partial(max_by_walking, axis=axis, from_last=from_last)
   return lax.platform_dependent(x, cpu=walk, default=partial(lax.cummax, axis=axis, reverse=from_last))
 
 
-def _max_by_walking(x, axis, from_last):
+def max_by_walking(x, axis, from_last):
   """`lax.cummax` line by line: on a CPU a tenth of its time, on a TPU two to four times (docs/performance.md)."""
   length = x.shape[axis]
   wide = _wide(x)

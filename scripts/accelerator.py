@@ -1,0 +1,227 @@
+"""How right and how fast this program is on a GPU or TPU, in one command, without network or data.
+
+  python scripts/accelerator.py --json results.json
+  python scripts/accelerator.py --part step --json results.json
+
+chip: what products of matrices reach. right: small published networks and testing, errors and their bounds. step: the
+training step of the paper's networks. detection: images and their mirror images to boxes. pools: in each form. twin:
+the same networks in PyTorch, if that sees the GPU. run: the embedded data set, trained to its AP.
+
+A part ends within --minutes. What is not done then, or has failed, is done when the same command is given again; what
+is finished is taken from the --json file. One device is used. On a CPU all is tiny, to see that the command works, and
+no figure says anything. docs/accelerators.md says how to read what is printed.
+
+Exit codes: 0 all done; 1 something failed or is out of bounds; 2 the file does not fit; 75 the same command goes on.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+FAILED, UNFINISHED = 1, 75
+ENOUGH = 60  # seconds that are worth to begin another item with
+GRACE = 20  # and that an item has to end by itself
+FINISHED = 'rows', 'full'
+
+
+def main() -> int:
+  import jax  # here and not above: the twin's processes import this file too
+
+  from scripts.timing import accelerator_parts
+  from triplet_det.devices import compiler
+  from triplet_det.run import command_line, output_paths
+
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--part', nargs='+', choices=[*accelerator_parts.PARTS, 'all'], default=['all'], help='which')
+  parser.add_argument('--json', type=lambda text: Path(text).expanduser(), metavar='FILE', help='keeps what was found')
+  parser.add_argument('--size', choices=list(accelerator_parts.SIZES), help='default: tiny on a CPU, else paper')
+  parser.add_argument('--minutes', type=float, default=8, help='that a part may take (default: %(default)s)')
+  arguments = parser.parse_args()
+  # One GPU of several, and nearly all of its memory: read when an item's process looks for its devices.
+  os.environ['CUDA_VISIBLE_DEVICES'] = os.environ.get('CUDA_VISIBLE_DEVICES', '0').split(',')[0]
+  if 'XLA_PYTHON_CLIENT_MEM_FRACTION' not in os.environ:  # its name before, beside which the new one is an error
+    os.environ.setdefault('XLA_CLIENT_MEM_FRACTION', '.92')
+
+  found = in_own_process(lambda _: {'': accelerator_parts.about()}, 300)
+  if 'rows' not in found:
+    parser.error(f'JAX finds no device: {found}')
+  about = found['rows']['']
+  about['size'] = arguments.size or ('tiny' if about['platform'] == 'cpu' else 'paper')
+  if about['size'] == 'tiny':  # all that counts then is how long it takes to see that everything works
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'
+    if not jax.config.jax_compilation_cache_dir:
+      compiler.keep_programs(command_line.CACHE)
+  try:
+    content = found_before(arguments.json, about)
+  except ValueError as error:
+    parser.error(str(error))
+  print(', '.join(f'{key} {value}' for key, value in about.items()))
+
+  def keep() -> None:
+    if arguments.json:
+      output_paths.write_whole(arguments.json, json.dumps(content, indent=1) + '\n')
+
+  try:
+    keep()  # not after the first item, if it cannot be written
+  except OSError as error:
+    parser.error(f'--json cannot be written: {error}')
+  chosen = accelerator_parts.PARTS if 'all' in arguments.part else arguments.part
+  failures, unfinished = [], []
+  with tempfile.TemporaryDirectory() as scratch:
+    folder = (arguments.json or Path(scratch, 'results')).with_suffix('.run').absolute()
+    every = accelerator_parts.items(accelerator_parts.SIZES[about['size']], folder)
+    for part in chosen:
+      done = content['parts'].setdefault(part, {})
+      measure(every[part], done, 60 * arguments.minutes, keep)
+      print(f'\n{part}: {accelerator_parts.PARTS[part]}\n\n{as_table(done)}', flush=True)
+      failures += [f'{part}, {title}: {why}' for title, why in wrong(done)]
+      unfinished += [f'{part}, {title}' for title in every[part] if not done.get(title)]
+  for title, said in (('failed', failures), ('not done yet, by the same command', unfinished)):
+    if said:
+      print('\n  '.join([f'\n{title}:', *said]))
+  return FAILED if failures else UNFINISHED if unfinished else 0
+
+
+def found_before(file: Path | None, about: Mapping[str, object]) -> dict[str, dict]:
+  """What the file has: `about`, and item by item what `in_own_process` returned, for each part; or nothing yet.
+
+  Raises:
+    ValueError: it is of another device, commit or size, or no file of this command.
+  """
+  if not (file and file.exists()):
+    return {'about': dict(about), 'parts': {}}
+  try:
+    content = json.loads(file.read_text(encoding='utf-8'))
+    before = dict(content['about'])
+  except (ValueError, KeyError, TypeError):
+    raise ValueError(f'{file} is no file of this command: give another --json') from None
+  if differing := [
+    f'{key} {before.get(key)}, here {value}' for key, value in about.items() if before.get(key) != value
+  ]:
+    raise ValueError(f'{file} is of {"; ".join(differing)}: give another --json')
+  return content
+
+
+def measure(items: Mapping[str, Callable], done: dict[str, dict], seconds: float, keep: Callable[[], None]) -> None:
+  """Executes what is not finished.
+
+  Args:
+    items: of one part, by title.
+    done: title -> what `in_own_process` returned; is added to. An item that no time was left for is not in it.
+    seconds: that all may take.
+    keep: called whenever `done` has changed.
+  """
+  end, full, begun = time.monotonic() + seconds, set(), False
+  for title, item in items.items():
+    kind, _, batch = title.rpartition(', batch ')
+    if not any(name in done.get(title, {}) for name in FINISHED):
+      done.pop(title, None)
+      within = end - time.monotonic()
+      if batch and kind in full:
+        done[title] = {'full': 'not tried: a smaller batch did not fit'}
+      elif within >= min(ENOUGH, seconds / 2):
+        print(f'  {title} ...', file=sys.stderr, end='', flush=True)
+        start = time.monotonic()
+        found = in_own_process(item, within)
+        print(f' {time.monotonic() - start:.0f} s', found.get('unfinished', ''), file=sys.stderr, flush=True)
+        if 'late' in found and not begun:  # it had all the time, and would have no more the next time
+          found = {'error': found['late']}
+        begun = True
+        if 'late' not in found and 'unfinished' not in found:
+          done[title] = found
+      keep()
+    if 'full' in done.get(title, {}):
+      full.add(kind)
+
+
+def in_own_process(item: Callable, seconds: float) -> dict[str, object]:
+  """What `execute` says of it; 'late' that it took too long, 'error' that its process just ended."""
+  context = multiprocessing.get_context('fork')  # what is imported is there; no device was used here
+  receiver, sender = context.Pipe(duplex=False)
+  process = context.Process(target=execute, args=(item, seconds - GRACE, sender.send))
+  process.start()
+  sender.close()
+  patience = 0
+  try:
+    if not receiver.poll(seconds):
+      return {'late': f'not done after {seconds:.0f} s'}
+    found, patience = receiver.recv(), GRACE  # to give the device back
+    return found
+  except EOFError:
+    process.join()
+    return {'error': f'its process ended with {process.exitcode}'}
+  finally:
+    process.join(patience)
+    process.kill()
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)  # what it has started
+    process.join()
+
+
+def execute(item: Callable, seconds: float, send: Callable[[dict], None]) -> None:
+  """In a process of its own, which it makes the first of a group: sends the item's rows, or one line that says why not.
+
+  Under 'full' that memory was too short, 'missing' what this machine lacks, 'unfinished' that the time was.
+  """
+  from scripts.timing import accelerator_parts
+
+  os.setpgid(0, 0)
+  try:
+    send({'rows': item(seconds)})
+  except accelerator_parts.Missing as error:
+    send({'missing': str(error)})
+  except TimeoutError as error:
+    send({'unfinished': str(error)})
+  except Exception as error:
+    line = (str(error) or repr(error)).strip().splitlines()[0][:300]
+    words = 'RESOURCE_EXHAUSTED', 'ut of memory', 'does not fit'  # of XLA, PyTorch, `compiled_program`
+    if any(word in str(error) for word in words):
+      send({'full': f'does not fit: {line}'})
+    else:
+      traceback.print_exc()
+      send({'error': f'{type(error).__name__}: {line}'})
+
+
+def wrong(done: Mapping[str, Mapping]) -> Iterator[tuple[str, str]]:
+  """(title, what is wrong) of all that failed, or is out of its bounds."""
+  for title, found in done.items():
+    if 'error' in found:
+      yield title, found['error']
+    for name, row in found.get('rows', {}).items():
+      if row.get('within') == 'NO':
+        yield name or title, f'{row["error"]:.2g}, the bound is {row["bound"]:.2g}'
+
+
+def as_table(done: Mapping[str, Mapping]) -> str:
+  """In Markdown, a row per figure; what there are no figures of says why."""
+  rows = {}
+  for title, found in done.items():
+    for name, row in found.get('rows', {'': {'note': ': '.join(map(str, *found.items()))}}).items():
+      rows[name or title] = row
+  columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+  columns.sort(key=lambda column: column == 'note')  # last
+  lines = [['', *columns], ['---', *['---:'] * len(columns)]]
+  lines += [[title, *(_cell(row.get(column, '')) for column in columns)] for title, row in rows.items()]
+  widths = [max(map(len, cells)) for cells in zip(*lines)]
+  return '\n'.join('| ' + ' | '.join(f'{c:<{w}}' for c, w in zip(cells, widths)) + ' |' for cells in lines)
+
+
+def _cell(value: object) -> str:
+  if isinstance(value, int):
+    return f'{value:,}'
+  return f'{value:.4g}' if isinstance(value, float) else str(value)
+
+
+if __name__ == '__main__':
+  sys.exit(main())
