@@ -19,7 +19,7 @@ if jax.config.jax_compilation_cache_dir is None:  # the environment variable goe
   jax.config.update('jax_compilation_cache_dir', str(_CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
-# Files that take longest, in this order; they begin first, so that no process is left alone with one of them at the end.
+# Files that take longest, in this order: begun first, so that no process is left alone with one of them at the end.
 _LONGEST = (
   *('test_encoder_run', 'test_two_hosts', 'test_train_step', 'test_docs', 'test_train', 'test_other_devices'),
   *('test_installed', 'test_encoder', 'test_imported_checkpoint', 'test_import_torch_checkpoint'),
