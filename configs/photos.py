@@ -5,12 +5,12 @@
 FOLDER holds COCO JSON, YOLO or Pascal VOC (docs/own_data.md), or `--config.data.train.images=DIR`,
 `--config.data.train.annotations=FILE` and the same of `data.eval` name the images and the COCO JSON of each split.
 
-Variants: encoder=hourglass (default; 0.7 M parameters, the network of the detector that comes with the package, so that
+Variants: encoder=efficientnet_lite0 (default; 3 M parameters, an encoder that starts with what it has learnt from
+ImageNet's photos, extra `pretrained`; images get the size that their objects ask for, `image_side`),
+encoder=hourglass (0.7 M parameters, the network of the detector that comes with the package, so that
 --config.init_from=demo starts from what that one has learned; it works at half the images' resolution: if your objects
-are small or your images are, say --config.image_scale=1), encoder=efficientnet_lite0 (3 M parameters, an encoder that
-starts with what it has learnt from ImageNet's photos, extra `pretrained`; images get the size that their objects ask
-for, `image_side`; its recipe is young, docs/own_data.md has its figures), hg=52 and hg=104 (the paper's, at 511
-pixels). The first two are for a CPU.
+are small or your images are, say --config.image_scale=1), hg=52 and hg=104 (the paper's, at 511 pixels). The first two
+are for a CPU.
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +28,7 @@ NETWORKS = {  # variant of this page -> the network's
 }
 
 
-def get_config(variant: str = 'encoder=hourglass') -> ConfigDict:
+def get_config(variant: str = 'encoder=efficientnet_lite0') -> ConfigDict:
   if variant not in NETWORKS:
     raise ValueError(f'unknown variant {variant!r}; possible: {", ".join(NETWORKS)}')
   small = variant.startswith('encoder=')

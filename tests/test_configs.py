@@ -141,7 +141,7 @@ def test_the_former_name_of_a_page(before, now, monkeypatch):
 def test_the_networks_of_own_photos():
   """The small one is that of the package's detector; the one with an encoder starts with what that has learnt."""
   named = {variant: photos.get_config(variant) for variant in photos.NETWORKS}
-  assert photos.get_config().to_json() == named['encoder=hourglass'].to_json()
+  assert photos.get_config().to_json() == named['encoder=efficientnet_lite0'].to_json()
   assert {variant: (config.model.encoder, config.init_from) for variant, config in named.items()} == {
     'encoder=efficientnet_lite0': ('efficientnet_lite0', 'imagenet'),
     **dict.fromkeys(['encoder=hourglass', 'hg=52', 'hg=104'], ('hourglass', '')),

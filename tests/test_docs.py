@@ -79,6 +79,8 @@ BUCKET = {'gs://bucket/run': 'WORKDIR', 'gs://bucket/cornernet': 'WORKDIR'}
 MMDETECTION = 'https://download.openmmlab.com/mmdetection/v2.0/cornernet/'
 LINK = 'https://example.com/mine.tar.gz#sha256=0123456789abcdef'
 SMALL_PAGE = {'configs/shapes.py': '{folder}/small.py'}
+# Their encoder is what tests/test_encoder_run.py trains; here the small network, which compiles in less time.
+SMALL_PHOTOS = {page: f'{page}:encoder=hourglass' for page in ('photos', 'configs/photos.py')}
 
 # In the order in which they are executed; a command whose run folder is that of an earlier one continues it.
 HERE = {
@@ -92,13 +94,13 @@ HERE = {
   f'{PREDICT} --figures --checkpoint RUN --out DIR PHOTO...': Typed(instead={'RUN': 'runs/shapes', 'DIR': 'figures'}),
   'scripts/docs_pictures.py --shapes runs/shapes': Typed(('--out', 'PICTURES')),
   # Your own data
-  f'{MINE} --config.mode=check_data': Typed(overrides()),
-  f'{MINE} --config.init_from=demo': Typed(overrides()),
+  f'{MINE} --config.mode=check_data': Typed(overrides(), SMALL_PHOTOS),
+  MINE: Typed(overrides(), SMALL_PHOTOS),
   f'{PREDICT} --checkpoint runs/mine --out boxes PHOTO_OR_FOLDER...': Typed(),
-  f'{MAIN} configs/photos.py --workdir runs/mine --config.data.root=FOLDER': Typed(overrides()),
+  f'{MAIN} configs/photos.py --workdir runs/mine --config.data.root=FOLDER': Typed(overrides(), SMALL_PHOTOS),
   f'{MAIN} photos --workdir runs/mine --config.data.train.images=TRAIN_IMAGES '
   '--config.data.train.annotations=train.json --config.data.eval.images=VAL_IMAGES '
-  '--config.data.eval.annotations=val.json': Typed(overrides()),
+  '--config.data.eval.annotations=val.json': Typed(overrides(), SMALL_PHOTOS),
   'scripts/convert_data.py FOLDER OUT': Typed(),
   'scripts/overfit.py --images DIR --annotations FILE --out runs/overfit': Typed(
     ('--count', '4', '--steps', '2', *overrides())

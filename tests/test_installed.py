@@ -78,7 +78,8 @@ def test_pages_by_name(installed, tmp_path):
     for k in ('images', 'annotations')
   }
   check = ['--workdir', 'w', '--config.mode=check_data']
-  text = said(installed, 'triplet_det.main', '--config', 'photos', *check, *overrides(data), folder=tmp_path)
+  photos = ['--config', 'photos:encoder=hourglass']
+  text = said(installed, 'triplet_det.main', *photos, *check, *overrides(data), folder=tmp_path)
   assert '7 images' in text
   prepare_tfds.prepare(prepare_tfds.official_splits(coco.root), tmp_path / 'tfds')
   data = {f'data.{split}.data_dir': tmp_path / 'tfds' for split in ('train', 'eval')}

@@ -258,6 +258,7 @@ def build_step(config: ConfigDict, mesh: jax.sharding.Mesh, num_classes: int) ->
     accumulate=config.accumulate,
     average_decay=config.average_decay,
     freeze=config.freeze,
+    keypoint_reach=config.keypoint_reach,
     **image_settings(config),
   )
 

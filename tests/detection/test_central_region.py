@@ -24,12 +24,13 @@ def random_boxes(rng, *shape, extent=400.0):
   return corners.reshape(*shape, 4).astype(np.float32)
 
 
-def test_regions_follow_the_equation_at_both_sides_of_the_threshold():
+@pytest.mark.parametrize('given, threshold', [({}, 150), (dict(small_box=60), 60)])
+def test_regions_follow_the_equation_at_both_sides_of_the_threshold(given, threshold):
   boxes = random_boxes(np.random.default_rng(0), 5, 40)
   areas = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
-  assert (areas <= 150**2).any() and (areas > 150**2).any()
-  want = [[region_of(b, 3 if a <= 150**2 else 5) for b, a in zip(*row)] for row in zip(boxes, areas)]
-  np.testing.assert_allclose(central_region(jnp.asarray(boxes)), want, rtol=1e-5, atol=1e-4)
+  assert (areas <= threshold**2).any() and (areas > threshold**2).any()
+  want = [[region_of(b, 3 if a <= threshold**2 else 5) for b, a in zip(*row)] for row in zip(boxes, areas)]
+  np.testing.assert_allclose(central_region(jnp.asarray(boxes), **given), want, rtol=1e-5, atol=1e-4)
 
 
 def test_a_square_of_150_is_small_and_the_next_is_large():
@@ -74,14 +75,14 @@ def random_candidates(seed, pairs=60, centers=30, classes=3):
   )
 
 
-@pytest.mark.parametrize('rule', ['best', 'first'])
-def test_triplets_agree_with_loops(rule):
+@pytest.mark.parametrize('rule, small_box', [('best', 150), ('first', 150), ('best', 220)])
+def test_triplets_agree_with_loops(rule, small_box):
   pairs, centers = random_candidates(seed=1)
-  got = keep_triplets(pairs, centers, center_rule=rule)
+  got = keep_triplets(pairs, centers, center_rule=rule, small_box=small_box)
   want_scores, fitting = np.full(pairs.scores.shape, -1.0), []
   for b, p in np.ndindex(pairs.scores.shape):
     box = pairs.boxes[b, p]
-    x1, y1, x2, y2 = region_of(box, 3 if (box[2] - box[0]) * (box[3] - box[1]) <= 150**2 else 5)
+    x1, y1, x2, y2 = region_of(box, 3 if (box[2] - box[0]) * (box[3] - box[1]) <= small_box**2 else 5)
     inside = [
       centers.scores[b, k]
       for k in range(centers.x.shape[1])

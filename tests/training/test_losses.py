@@ -207,6 +207,52 @@ def test_order_of_objects_and_padding_do_not_matter(loss_of):
   np.testing.assert_array_equal(loss_of(maps, goal.replace(**noise), 6)[0], expected)
 
 
+def test_cells_around_keypoints():
+  """Their offsets lead to the keypoint, and their embeddings to their object's: loops over cells, by definition."""
+  maps, goal = random_case(4, 5)
+  side, reach = maps.tl_heat.shape[1], 1
+  _, plain = losses.detection_loss([maps], goal)
+  _, terms = losses.detection_loss([maps], goal, reach=reach)
+
+  def cells_near(cell):
+    y, x = divmod(int(cell), side)
+    steps = range(-reach, reach + 1)
+    return [(y + j, x + i, i, j) for j in steps for i in steps if 0 <= y + j < side and 0 <= x + i < side]
+
+  offset = 0.0
+  for kind in ('tl', 'br', 'center'):
+    field, cells, wanted = (
+      getattr(part, f'{kind}_{name}') for part, name in ((maps, 'offset'), (goal, 'cell'), (goal, 'offset'))
+    )
+    distances = [
+      field[image, y, x] + (i, j) - wanted[image, slot]
+      for image, slot in np.argwhere(goal.valid)
+      for y, x, i, j in cells_near(cells[image, slot])
+    ]
+    far = np.abs(distances)
+    offset += np.where(far < 1, far**2 / 2, far - 0.5).sum() / len(distances)
+  np.testing.assert_allclose(terms['offset'], offset, rtol=1e-4)  # published: counts are taken plus 1e-4
+
+  pulls = []
+  for image, valid in enumerate(goal.valid):
+    embeds, cells = (
+      (maps.tl_embed[image, ..., 0], maps.br_embed[image, ..., 0]),
+      (goal.tl_cell[image], goal.br_cell[image]),
+    )
+    total = 0.0
+    for slot in np.flatnonzero(valid):
+      own = [embed.ravel()[cell[slot]] for embed, cell in zip(embeds, cells)]
+      total += sum((value - np.mean(own)) ** 2 for value in own)
+      for embed, cell in zip(embeds, cells):
+        near = [(embed[y, x] - np.mean(own)) ** 2 for y, x, i, j in cells_near(cell[slot]) if (i, j) != (0, 0)]
+        total += np.mean(near)
+    pulls.append(total / (valid.sum() + 1e-4))
+  np.testing.assert_allclose(terms['pull'], losses.PULL_WEIGHT * np.mean(pulls), rtol=1e-5)
+  assert terms['pull'] > 1.5 * plain['pull']
+  for name in ('focal_corner', 'focal_center', 'push'):
+    np.testing.assert_array_equal(terms[name], plain[name])
+
+
 def test_batch_must_be_a_multiple_of_the_group():
   with pytest.raises(ValueError, match=r'batch of 4 images is not a multiple of the loss group of 3 images'):
     losses.detection_loss([as_maps(1.0)], as_targets(), group=3)

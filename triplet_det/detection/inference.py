@@ -154,7 +154,7 @@ def finish(found: Sequence[tuple[Pairs, Peaks | None]], settings: Settings) -> t
     if settings.center_scale not in settings.scales:
       raise ValueError(f'center_scale is {settings.center_scale}, which is not among the scales {settings.scales}')
     centers = every_centers[settings.scales.index(settings.center_scale)]
-    triplets = keep_triplets(pairs, centers, center_rule=settings.center_rule)
+    triplets = keep_triplets(pairs, centers, center_rule=settings.center_rule, small_box=settings.small_box)
   proposals = Proposals(pairs, centers, triplets.valid)
   if not settings.stale_rows:
     return select(triplets, settings), proposals

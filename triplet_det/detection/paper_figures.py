@@ -17,9 +17,9 @@ from triplet_det.detection.batches import place_batch
 from triplet_det.detection.canvas import check_image
 from triplet_det.detection.central_region import centers_inside, central_region
 from triplet_det.detection.inference import Proposals, network_input
-from triplet_det.detection.settings import Settings
+from triplet_det.detection.settings import SMALL_BOX, Settings
 from triplet_det.pictures import drawing
-from triplet_det.structs import KeypointMaps, Pairs, Peaks
+from triplet_det.structs import KeypointMaps, Pairs
 
 NEAR_DUPLICATE = 0.5  # overlap above which the weaker of two pairs of one class is not shown
 MOST_PAIRS = 30  # in a picture
@@ -115,24 +115,29 @@ def strongest_pairs(proposals: Proposals, *, kept: bool, threshold: float) -> Pa
   return jax.tree.map(lambda a: a[np.array(chosen, int)], pairs)
 
 
-def draw_pairs(image: np.ndarray, proposals: Proposals, names: Sequence[str], *, threshold: float) -> list[Panel]:
+def draw_pairs(
+  image: np.ndarray, proposals: Proposals, names: Sequence[str], *, threshold: float, small_box: float = SMALL_BOX
+) -> list[Panel]:
   """The `strongest_pairs` that the central region keeps, and those that it rejects; of CornerNet, which keeps all, one.
 
   Boxes have the colour of their class, and so do their central regions, shaded, and the centers, dots: those over the
-  threshold and the best one of each pair that is kept. The threshold is on the scores of pairs and of centers.
+  threshold and the best one of each pair that is kept. The threshold is on the scores of pairs and of centers;
+  `small_box` is that of the `Settings` which the proposals were made with.
   """
   kept = strongest_pairs(proposals, kept=True, threshold=threshold)
   centers = proposals.centers
   if centers is None:
     return [Panel(_draw(image, kept, names), f'{_counted(kept)}: no centers in this network to reject any')]
   rejected = strongest_pairs(proposals, kept=False, threshold=threshold)
-  inside = np.asarray(centers_inside(kept, centers))
+  inside = np.asarray(centers_inside(kept, centers, small_box))
   keeping = np.where(inside, centers.scores, 0).argmax(axis=1)[inside.any(axis=1)]
   shown = np.union1d(keeping, np.flatnonzero(centers.scores > threshold))
   centers = jax.tree.map(lambda a: a[shown], centers)
   return [
-    Panel(_draw(image, kept, names, centers), f'kept: {_counted(kept)} with a center of their class in the shade'),
-    Panel(_draw(image, rejected, names, centers), f'rejected: {_counted(rejected)} without one'),
+    Panel(
+      _draw(image, kept, names, centers, small_box), f'kept: {_counted(kept)} with a center of their class in the shade'
+    ),
+    Panel(_draw(image, rejected, names, centers, small_box), f'rejected: {_counted(rejected)} without one'),
   ]
 
 
@@ -141,12 +146,13 @@ def _counted(pairs: Pairs) -> str:
   return f'the best {count} pairs' if count == MOST_PAIRS else '1 pair' if count == 1 else f'{count} pairs'
 
 
-def _draw(image: np.ndarray, pairs: Pairs, names: Sequence[str], centers: Peaks | None = None) -> np.ndarray:
+def _draw(image, pairs, names, centers=None, small_box=SMALL_BOX):
   """Boxes; with centers also the shaded central regions, and all the centers on top, the best last."""
   picture, factor = drawing.enlarge(image)
   labels, colors = [names[c] for c in pairs.classes], [drawing.class_color(c) for c in pairs.classes]
   if centers is not None:
-    picture = drawing.shade_boxes(picture, np.asarray(central_region(pairs.boxes)) * factor, colors)
+    regions = np.asarray(central_region(pairs.boxes, small_box=small_box))
+    picture = drawing.shade_boxes(picture, regions * factor, colors)
   picture = drawing.draw_boxes(picture, pairs.boxes * factor, labels, scores=pairs.scores, colors=colors)
   if centers is None:
     return picture

@@ -8,6 +8,7 @@ from triplet_det.detection import nms_rule
 from triplet_det.run import config_limits
 
 CENTER_RULES = ('best', 'first')
+SMALL_BOX = 150.0  # pixels (Sec. 3.1)
 CANVAS_COLOURS = ('black', 'imagenet')  # the second: `input_pixels.STATISTICS`
 
 
@@ -26,6 +27,7 @@ class Settings:
   embedding_threshold: float = 0.5
   outside_margin: float | None = 5.0  # pixels a box may reach out of the resized image; None lets all be clipped
   center_rule: str = 'best'  # of the centers in a box's region; 'first' is the published one, first in the list
+  small_box: float = SMALL_BOX  # side, in pixels of the image, up to which a central region is 1/3 of its box, else 1/5
   nms_method: str = 'gaussian'  # this one and the next eight: `nms_rule.Rule`
   sigma: float = 0.5
   overlap_threshold: float = 0.5
@@ -43,9 +45,7 @@ class Settings:
   # mmdetection: True, boxes are cut at the left and top edge alone, before the best pairs are chosen and the mirror
   # image is turned back, and what then has no width or height is no pair.
   near_edges: bool = False
-  mirror_in_image: bool = (
-    False  # mmdetection: True, what the mirror image shows is turned back in the image, x -> w - x
-  )
+  mirror_in_image: bool = False  # mmdetection: True, what the mirror image shows is turned back there, x -> w - x
 
   def __post_init__(self):
     if not self.scales or min(self.scales) <= 0:

@@ -227,12 +227,13 @@ def draw_figures(
     if str(path) not in left_out and not video.is_video(path)
   ]
   rows, written, done, at_once = [], {}, 0, loaded.tester.batch_size
+  small = loaded.tester.settings.small_box
   progress = ProgressLine(len(jobs), prefix='figures', unit='image')
   for chunk in (jobs[i : i + at_once] for i in range(0, len(jobs), at_once)):
     images = [loaded.read(path, size) for path, _, size in chunk]
     for (path, name, _), image, proposals in zip(chunk, images, loaded.tester.proposals(images)):
       heatmaps = paper_figures.draw_heatmaps(image, loaded.heatmaps(image))
-      pairs = paper_figures.draw_pairs(image, proposals, loaded.categories.names, threshold=threshold)
+      pairs = paper_figures.draw_pairs(image, proposals, loaded.categories.names, threshold=threshold, small_box=small)
       for figure, panels in zip(figure_names(name), (heatmaps, pairs)):
         drawing.save_png(out / figure, paper_figures.side_by_side(panels))
         written[figure] = result_folder.digest(out / figure)

@@ -4,8 +4,11 @@ Every loss is computed per group of images, then averaged over groups: the publi
 each, a loss per GPU, and their mean. Within a group, focal and offset losses are divided by the group's objects.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from triplet_det.structs import KeypointMaps, Targets
 
@@ -52,12 +55,33 @@ def _at_cells(field: jax.Array, cells: jax.Array) -> jax.Array:
   return jnp.take_along_axis(flat, cells[..., None], axis=1)
 
 
-def pull_push_loss(tl_embed: jax.Array, br_embed: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+def around(cells: jax.Array, size: tuple[int, int], reach: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The cells up to `reach` away from each keypoint, to all sides.
+
+  Args:
+    cells: [B, N] flat indices in a map of `size`, height and width.
+
+  Returns:
+    [B, N, K] flat indices, K = (2 reach + 1)^2, which of them are inside the map, and [K, 2] where they lie, x and y.
+  """
+  height, width = size
+  steps = np.arange(-reach, reach + 1)
+  away = np.stack([a.ravel() for a in np.meshgrid(steps, steps)], axis=-1)
+  x, y = cells[..., None] % width + away[:, 0], cells[..., None] // width + away[:, 1]
+  inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+  return jnp.where(inside, y * width + x, 0), inside, jnp.asarray(away, jnp.float32)
+
+
+def pull_push_loss(
+  tl_embed: jax.Array, br_embed: jax.Array, valid: jax.Array, near: Sequence[tuple[jax.Array, jax.Array]] = ()
+) -> tuple[jax.Array, jax.Array]:
   """Associative embedding of the corners, as means over the images.
 
   Args:
     tl_embed, br_embed: [B, N] the embeddings at the objects' corners.
     valid: [B, N] bool.
+    near: embeddings of cells around each kind of corner, [B, N, K], and which of them count. They are drawn to the
+      mean of their object as well.
 
   Returns:
     pull: squared distances of both corners to their mean, per object.
@@ -68,6 +92,9 @@ def pull_push_loss(tl_embed: jax.Array, br_embed: jax.Array, valid: jax.Array) -
   count = mask.sum(1)
   mean = (tl_embed + br_embed) / 2
   spread = jnp.square(tl_embed - mean) + jnp.square(br_embed - mean)
+  for embed, counts in near:
+    distances = jnp.where(counts, jnp.square(embed - mean[..., None]), 0)
+    spread += distances.sum(-1) / jnp.maximum(counts.sum(-1), 1)
   pull = (spread * mask).sum(1) / (count + _EPSILON)
 
   distance = jnp.abs(mean[:, :, None] - mean[:, None, :])
@@ -95,6 +122,7 @@ def detection_loss(
   pull_weight: float = PULL_WEIGHT,
   push_weight: float = PUSH_WEIGHT,
   offset_weight: float = OFFSET_WEIGHT,
+  reach: int = 0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Eq. (2), averaged over the supervised stacks.
 
@@ -102,6 +130,8 @@ def detection_loss(
     maps: one KeypointMaps per stack.
     targets: of `targets.render`.
     group: images per group (6 as published; None: the whole batch). B must be a multiple.
+    reach: cells around a keypoint, to each side, whose offset leads to it and whose embedding is drawn to that of its
+      object. Published: 0, the keypoint's own cell alone, though a peak next to it is read at the peak.
 
   Returns:
     The scalar loss and its weighted terms, which add up to it: focal_corner, focal_center, pull, push, offset.
@@ -115,12 +145,20 @@ def detection_loss(
     return focal_loss(heat, target, group=group)
 
   def offset(field, cells, target):
-    return offset_loss(_at_cells(field, cells), target, targets.valid, group=group)
+    near, inside, away = around(cells, field.shape[1:3], reach)
+    read = _at_cells(field, near.reshape(batch, -1))
+    target = (target[:, :, None] - away).reshape(read.shape)
+    return offset_loss(read, target, (inside & targets.valid[..., None]).reshape(batch, -1), group=group)
+
+  def embeddings_near(field, cells):
+    near, inside, away = around(cells, field.shape[1:3], reach)
+    return _at_cells(field, near.reshape(batch, -1)).reshape(near.shape), inside & (away != 0).any(-1)
 
   def stack_terms(m: KeypointMaps) -> dict[str, jax.Array]:
     tl_embed = _at_cells(m.tl_embed, targets.tl_cell)[..., 0]
     br_embed = _at_cells(m.br_embed, targets.br_cell)[..., 0]
-    pull, push = pull_push_loss(tl_embed, br_embed, targets.valid)
+    near = [embeddings_near(m.tl_embed, targets.tl_cell), embeddings_near(m.br_embed, targets.br_cell)] if reach else ()
+    pull, push = pull_push_loss(tl_embed, br_embed, targets.valid, near)
     focal_corner = focal(m.tl_heat, targets.tl_heat) + focal(m.br_heat, targets.br_heat)
     terms = dict(focal_corner=focal_corner, pull=pull_weight * pull, push=push_weight * push)
     top_left = offset(m.tl_offset, targets.tl_cell, targets.tl_offset)

@@ -73,6 +73,7 @@ def make_train_step(
   accumulate: int = 1,
   average_decay: float = 0.0,
   freeze: str = '',
+  keypoint_reach: int = 0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """The step as a pure function, to be jitted by the caller with the state donated.
 
@@ -87,6 +88,7 @@ def make_train_step(
     average_decay: of the moving averages of parameters and statistics, which the state must have; 0 keeps none. The
       first steps decay faster, (1 + k) / (10 + k), so that the averages forget the initial weights.
     freeze: parameters that `optimizer` does not update, see `optimizer.frozen_share`: their gradients are zero.
+    keypoint_reach: `reach` of `losses.detection_loss`.
 
   Returns:
     (state, Batch) -> (state after the step, metrics): `loss`, its terms, and `gradient_norm`, float32 scalars.
@@ -99,7 +101,7 @@ def make_train_step(
     goal = targets.of_batch(batch, num_classes=config.num_classes, **radius)
     variables = {'params': without_gradients(params, freeze), 'batch_stats': batch_stats}
     maps, updated = module.apply(variables, images, train=True, mutable=['batch_stats'])
-    loss, terms = losses.detection_loss(maps, goal, group=config.norm_group)
+    loss, terms = losses.detection_loss(maps, goal, group=config.norm_group, reach=keypoint_reach)
     return loss, (dict(terms, loss=loss), updated['batch_stats'])
 
   gradient_of = jax.grad(loss_of, has_aux=True)
