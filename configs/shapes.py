@@ -35,6 +35,7 @@ def get_config(variant: str = 'scales=single') -> ConfigDict:
   config.group_size = 0
   config.min_overlap = 0.3
   config.published_radius = False
+  config.keypoint_reach = 1
 
   config.total_steps = 2_400
   config.optimizer.update(base=2e-3, schedule='cosine', warmup_steps=100, reference_batch=8)
@@ -42,7 +43,7 @@ def get_config(variant: str = 'scales=single') -> ConfigDict:
   config.checkpoint_every = 400
   config.eval_every = 600
 
-  config.test = triplet.overridable(Settings(canvas_multiple=64))
+  config.test = triplet.overridable(Settings(canvas_multiple=64, embedding_threshold=0.8, small_box=40.0))
   config.eval_batch_size = 8
   config.result_decimals = -1
   config.draw_threshold = 0.3

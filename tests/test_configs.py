@@ -151,7 +151,7 @@ def test_the_networks_of_own_photos():
   assert named['encoder=hourglass'].model == shapes.get_config().model
   # The encoder's published 4,652,008 without what lies behind its last map: 1x1 convolution, norm and classifier.
   encoder = 4_652_008 - (320 * 1280 + 2 * 1280) - (1280 * 1000 + 1000)
-  assert encoder == 2_958_848 < sizes['encoder=efficientnet_lite0'] < 1.2 * encoder
+  assert encoder == 2_958_848 < sizes['encoder=efficientnet_lite0'] < 1.25 * encoder
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,9 @@ HERE = {
   # Your own data
   f'{MINE} --config.mode=check_data': Typed(overrides(), SMALL_PHOTOS),
   MINE: Typed(overrides(), SMALL_PHOTOS),
+  f'{MAIN} photos:encoder=hourglass --workdir runs/mine --config.data.root=FOLDER --config.init_from=demo': Typed(
+    overrides()
+  ),
   f'{PREDICT} --checkpoint runs/mine --out boxes PHOTO_OR_FOLDER...': Typed(),
   f'{MAIN} configs/photos.py --workdir runs/mine --config.data.root=FOLDER': Typed(overrides(), SMALL_PHOTOS),
   f'{MAIN} photos --workdir runs/mine --config.data.train.images=TRAIN_IMAGES '
