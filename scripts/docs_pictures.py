@@ -4,8 +4,8 @@
 
 --shapes, a run of configs/shapes.py: docs/detections.jpg, the first eight validation images with ground truth (blue)
 and detections (red); docs/shapes_loss.png and shapes_ap.png, its learning curves; docs/report.jpg, the upper part of
-its page, if there is a Chromium or Chrome to open it. --scratch and --finetuned, the two runs of docs/own_data.md:
-docs/bccd_scratch_ap.png and bccd_finetuned_ap.png. The runs are only read.
+its page, if there is a Chromium or Chrome to open it. --bccd, the run of docs/own_data.md: docs/bccd_ap.png. The runs
+are only read.
 """
 
 import argparse
@@ -31,8 +31,7 @@ BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'chrome')
 # What a run folder must hold -> name of the copy in docs/; None is read.
 NEEDED = {
   'shapes': {'config.json': None, 'report.html': None, 'loss.png': 'shapes_loss.png', 'ap.png': 'shapes_ap.png'},
-  'scratch': {'ap.png': 'bccd_scratch_ap.png'},
-  'finetuned': {'ap.png': 'bccd_finetuned_ap.png'},
+  'bccd': {'ap.png': 'bccd_ap.png'},
 }
 
 
