@@ -24,7 +24,7 @@ ROWS = {
 
 def get_config(variant: str = 'row=5') -> ConfigDict:
   chosen = triplet.parse_variant(variant, row=tuple(reversed(ROWS)), small=triplet.SMALL)
-  config = shapes.get_config() if chosen['small'] == '1' else triplet.get_config('hg=52')
+  config = shapes.for_comparisons() if chosen['small'] == '1' else triplet.get_config('hg=52')
   if chosen['small'] == '1':
     config.total_steps = 1_500  # under 8 minutes on 2 CPU cores
     config.eval_every = 1_500

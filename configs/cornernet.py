@@ -31,7 +31,7 @@ def get_config(variant: str = 'hg=104') -> ConfigDict:
     raise ValueError(
       f'variant {variant!r}: test=mmdetection has one scale and no small network, leave scales, small out'
     )
-  config = shapes.get_config() if chosen['small'] == '1' else triplet.get_config(f'hg={chosen["hg"]}')
+  config = shapes.for_comparisons() if chosen['small'] == '1' else triplet.get_config(f'hg={chosen["hg"]}')
   config.model.update(center_branch=False, center_pooling=False, cascade_corner_pooling=False)
   if chosen['small'] == '0':
     # Published: batch 49, on 10 GPUs in unequal chunks of 4 and 5; 8 groups of 6 come nearest and fit 8 devices.

@@ -50,3 +50,11 @@ def get_config(variant: str = 'scales=single') -> ConfigDict:
   if chosen['scales'] == 'multi':
     triplet.test_at_scales_of(PUBLISHED_CENTERNET_MULTI_SCALE, config)
   return config
+
+
+def for_comparisons() -> ConfigDict:
+  """The same for the paper's comparisons: without what docs/departures.md lists under small networks."""
+  config, sound = get_config(), Settings()
+  config.keypoint_reach = 0
+  config.test.update(embedding_threshold=sound.embedding_threshold, small_box=sound.small_box)
+  return config

@@ -101,7 +101,12 @@ def test_multi_scale_changes_the_test_alone(page, variant, changes):
 
 
 def test_the_small_variants_are_the_embedded_data_set():
-  small = shapes.get_config()
+  small = shapes.for_comparisons()
+  assert differing(shapes.get_config(), small) == {
+    'keypoint_reach': (1, 0),
+    'test.embedding_threshold': (0.8, PUBLISHED_CENTERNET.embedding_threshold),
+    'test.small_box': (40.0, PUBLISHED_CENTERNET.small_box),
+  }
   assert small.data.train.format == small.data.eval.format == 'shapes'
   assert differing(small, cornernet.get_config('small=1')) == {
     **{f'model.{switch}': (True, False) for switch in SWITCHES},

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.detection.test_decode import golden_maps
+from tests.golden_networks import golden_maps
 from triplet_det.categories import COCO
 from triplet_det.data.augmentation import scale_to
 from triplet_det.detection.batches import canvases_of, place_batch
