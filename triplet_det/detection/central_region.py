@@ -41,7 +41,10 @@ def central_region(boxes: jax.Array, *, n: int | None = None, small_box: float =
 
 
 def centers_inside(pairs: Pairs, centers: Peaks, small_box: float = SMALL_BOX) -> jax.Array:
-  """[..., P, K] bool: the centers [..., K] of a pair's class that lie strictly inside its central region (Sec. 3.1)."""
+  """[..., P, K] bool: the centers [..., K] of a pair's class that lie strictly inside its central region (Sec. 3.1).
+
+  `small_box`: see `Settings`.
+  """
   region = central_region(pairs.boxes, small_box=small_box)[..., None, :]
   x, y = centers.x[..., None, :], centers.y[..., None, :]
   inside = (x > region[..., 0]) & (x < region[..., 2]) & (y > region[..., 1]) & (y < region[..., 3])
