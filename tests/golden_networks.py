@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +95,11 @@ def evaluation_error(network: Network, dtype: str = 'float32') -> float:
 
 def training_step(network: Network, dtype: str) -> Step:
   """`dtype` of the computation; of parameters and images too if it is float64."""
+  return training_steps(network, dtype, [network.variables['params']])[0]
+
+
+def training_steps(network: Network, dtype: str, parameters: Sequence[Mapping]) -> list[Step]:
+  """The same step from each of these parameters."""
   module = detector.build(dict(network.config, dtype=dtype))
 
   def loss_of(params, batch_stats, images, goal):
@@ -107,22 +113,28 @@ def training_step(network: Network, dtype: str) -> Step:
   step = jax.jit(jax.value_and_grad(loss_of, has_aux=True), compiler_options=options)
   wide = 'float64' if dtype == 'float64' else 'float32'
   with jax.enable_x64(dtype == 'float64'):
-    params, batch_stats, images = jax.tree.map(
-      lambda array: jnp.asarray(array, wide),
-      (network.variables['params'], network.variables['batch_stats'], network.images),
-    )
-    (loss, (terms, maps, after)), gradients = step(params, batch_stats, images, network.targets)
-    assert loss.dtype == maps[0].tl_heat.dtype == wide
-    loss, terms, maps, after, gradients = jax.tree.map(np.asarray, (loss, terms, maps, after, gradients))
-  released = torch_import.export_state_dict({'params': gradients, 'batch_stats': after}, network.config)
+    widened = functools.partial(jax.tree.map, lambda array: jnp.asarray(array, wide))
+    rest = widened((network.variables['batch_stats'], network.images))
+    return [_released(step(widened(params), *rest, network.targets), network.config, wide) for params in parameters]
+
+
+def _released(found, config, dtype) -> Step:
+  (loss, (terms, maps, after)), gradients = jax.tree.map(np.asarray, found)
+  assert loss.dtype == maps[0].tl_heat.dtype == dtype
+  released = torch_import.export_state_dict({'params': gradients, 'batch_stats': after}, config)
   is_statistic = {name: name.endswith(('running_mean', 'running_var')) for name in released}
-  return Step(
-    loss,
-    terms,
-    maps,
-    {name: array for name, array in released.items() if not is_statistic[name]},
-    {name: array for name, array in released.items() if is_statistic[name]},
-  )
+  gradients = {name: array for name, array in released.items() if not is_statistic[name]}
+  return Step(loss, terms, maps, gradients, {name: released[name] for name in released if is_statistic[name]})
+
+
+def rounded_otherwise(network: Network) -> dict:
+  """The parameters, each a few roundings of float32 (6e-7 of itself) up or down."""
+  rng = np.random.default_rng(0)
+
+  def moved(array):
+    return np.asarray(array, np.float64) * (1 + 6e-7 * rng.choice([-1, 1], np.shape(array)))
+
+  return jax.tree.map(moved, network.variables['params'])
 
 
 def largest_error(maps, golden) -> float:

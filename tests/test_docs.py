@@ -142,11 +142,6 @@ HERE = {
   ),
   'scripts/paper/published_quirks.py --checkpoint runs/shapes --config configs/shapes.py': Typed(instead=SMALL_PAGE),
   'scripts/checks/pool_gradient.py --shape 8,32,32,32': Typed(('--pairs', '1', '--max_load', '99')),
-  'scripts/checks/pool_gradient.py --topology v5e:2x2 --shape 6,128,128,128 --dtype bfloat16': Typed(
-    # Without the compiler for a TPU: for the device that is here.
-    ('--max_load', '99'),
-    {'--topology': '--pairs', 'v5e:2x2': '1', '6,128,128,128': '1,8,8,8'},
-  ),
 }
 
 # .ci/run has them in itself or takes them from the README.
@@ -172,6 +167,8 @@ BY_TEST = {
   'tests/devices/test_dry_run.py::test_the_script_s_arguments': [
     f'{AOT} --config.model.dtype=bfloat16',
     f'{AOT} --only step --config.model.dtype=bfloat16',
+    'scripts/aot_compile.py --config configs/triplet.py:hg=52 --topology h100:8 --only step '
+    '--config.model.dtype=bfloat16',
   ],
   'tests/scripts/test_accelerator.py::test_every_part_is_measured': [
     'scripts/accelerator.py --json results.json',
@@ -209,6 +206,13 @@ BY_TEST = {
   'tests/scripts/test_checks.py::test_kill_test': [
     'scripts/checks/kill_test.py --out DIR',
     'scripts/checks/kill_test.py --out /tmp/kill_test',
+  ],
+  'tests/scripts/test_checks.py::test_what_a_loop_costs': [
+    'scripts/checks/pool_gradient.py --topology v5e:2x2 --shape 6,128,128,128 --dtype bfloat16',
+    'scripts/checks/pool_gradient.py --topology h100:1 --shape 6,128,128,128 --dtype bfloat16',
+  ],
+  'tests/scripts/test_peer.py::test_the_same_boxes_and_the_same_score': [
+    'scripts/peer.py --root FOLDER --out runs/peer --minutes 60',
   ],
   'tests/scripts/test_cluster_scripts.py::test_the_slurm_job': [
     'scripts/slurm.sh --nodes 2 --gpus 8 --time 24:00:00 --sbatch=--partition=gpu -- --config '

@@ -1,15 +1,18 @@
-"""What a pool of a corner costs in training: its own gradient against the one that JAX derives.
+"""What a pool of a corner costs in training, in each of its forms and with the gradient that JAX derives.
 
   python scripts/checks/pool_gradient.py --shape 8,32,32,32
   python scripts/checks/pool_gradient.py --topology v5e:2x2 --shape 6,128,128,128 --dtype bfloat16
 
 For the value and the gradient of top pooling (along the height) and left pooling (along the width): size of the
-compiled program's text, temporary memory, and the time on this machine; with --topology (extra `tpu`) the TPU
-compiler's estimate in cycles instead of the time, and the bytes it counts. The corners of a stack have 8 pools.
+compiled program's text, its loops and what it starts on a device (fusions and calls, those in a loop as often as it
+turns), temporary memory, the bytes that XLA counts (a loop's once), and the time on this machine. With --topology (the
+extra `tpu`, or the compiler of scripts/aot_compile.py for h100:1) a TPU compiler's estimate in cycles instead of the
+time; of a GPU that is not there nobody tells it. The corners of a stack have 8 pools.
 """
 
 import argparse
 import functools
+import os
 import re
 import statistics
 import sys
@@ -17,6 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+if __name__ == '__main__' and any(argument.startswith('--topology') for argument in sys.argv):
+  os.environ['JAX_PLATFORMS'] = 'cpu'  # before JAX is imported: nothing is executed
 
 import jax
 from jax import lax
@@ -28,10 +33,11 @@ from triplet_det.models import pooling
 
 
 def pools() -> dict[str, Callable]:
-  """JAX derives the gradient of the automatic ones."""
+  """Every form of both, and as JAX derives the gradient."""
   found = {}
-  for name, pool, axis in (('top', pooling.top_pool, pooling.HEIGHT), ('left', pooling.left_pool, pooling.WIDTH)):
-    found[f'{name}, own gradient'] = pool
+  for name, axis in (('top', pooling.HEIGHT), ('left', pooling.WIDTH)):
+    for form in pooling.FORMS:
+      found[f'{name}, {form}'] = functools.partial(pooling.running_max, axis=axis, from_last=True, form=form)
     found[f'{name}, automatic'] = functools.partial(lax.cummax, axis=axis, reverse=True)
   return found
 
@@ -55,16 +61,29 @@ def estimated_cycles(text: str) -> int:
   Raises:
     ValueError: a loop does not say how often it turns.
   """
+  return _over_turns(text, lambda block: sum(map(int, re.findall(r'"estimated_cycles":"?(\d+)', block))))
+
+
+def started(text: str) -> int:
+  """Fusions and calls of a program, those within a loop as often as it turns; ValueError as in estimated_cycles."""
+  return _over_turns(text, lambda block: len(re.findall(r' = .*?\b(?:fusion|custom-call)\(', block)))
+
+
+def _over_turns(text: str, count: Callable[[str], int]) -> int:
   blocks = dict(re.findall(r'^(?:ENTRY )?%?([\w.\-]+) \((.*?)^\}', text, re.MULTILINE | re.DOTALL))
-  within = {name: sum(map(int, re.findall(r'"estimated_cycles":"?(\d+)', block))) for name, block in blocks.items()}
-  total = within[re.search(r'^ENTRY %?([\w.\-]+)', text, re.MULTILINE)[1]]
-  for loop in re.findall(r' while\(.*', text):
-    condition, body = (re.search(rf'{part}=%?([\w.\-]+)', loop)[1] for part in ('condition', 'body'))
-    limits = re.findall(r's32\[\]\S* constant\((\d+)\)', blocks[condition])
-    if len(limits) != 1:
-      raise ValueError(f'the loop with the condition {condition} has no single limit: {limits}')
-    total += within[body] * int(limits[0])
-  return total
+
+  def total(name):
+    found = count(blocks[name])
+    for loop in re.findall(r' while\(.*', blocks[name]):
+      condition, body = (re.search(rf'{part}=%?([\w.\-]+)', loop)[1] for part in ('condition', 'body'))
+      limits = re.findall(r's32\[\]\S* constant\((\d+)\)', blocks[condition])
+      turns = re.findall(r'"known_trip_count":\{"n":"(\d+)"', loop) or limits
+      if len(turns) != 1:
+        raise ValueError(f'the loop with the condition {condition} has no single limit: {limits}')
+      found += total(body) * int(turns[0])
+    return found
+
+  return total(re.search(r'^ENTRY %?([\w.\-]+)', text, re.MULTILINE)[1])
 
 
 def measured_seconds(compiled: dict[str, jax.stages.Compiled], arguments: argparse.Namespace) -> dict[str, float]:
@@ -91,17 +110,23 @@ def main() -> None:
   try:
     device = aot_compile.devices_of(arguments.topology)[0] if arguments.topology else jax.devices()[0]
     compiled = {name: compile_for(device, pool, arguments.shape, arguments.dtype) for name, pool in pools().items()}
-    if arguments.topology:
+    if not arguments.topology:
+      title, times = 'ms', {name: 1e3 * s for name, s in measured_seconds(compiled, arguments).items()}
+    elif device.platform == 'tpu':
       title, times = 'million cycles', {n: estimated_cycles(one.as_text()) / 1e6 for n, one in compiled.items()}
     else:
-      title, times = 'ms', {name: 1e3 * s for name, s in measured_seconds(compiled, arguments).items()}
+      title, times = '', {}
+    starts = {name: started(one.as_text()) for name, one in compiled.items()}
   except ValueError as error:
     parser.error(str(error))
   print(f'{device.device_kind}, {list(arguments.shape)} {arguments.dtype}')
-  print(f'{"":22}{"HLO, kB":>10}{"temporary, MiB":>16}{"counted, MB":>13}{title:>16}')
+  print(f'{"":16}{"HLO, kB":>9}{"loops":>7}{"started":>9}{"temporary, MiB":>16}{"counted, MB":>13}{title:>16}')
   for name, one in compiled.items():
-    memory, counted = one.memory_analysis().temp_size_in_bytes / 2**20, one.cost_analysis()['bytes accessed'] / 1e6
-    print(f'{name:22}{len(one.as_text()) / 1e3:>10.0f}{memory:>16.1f}{counted:>13.0f}{times[name]:>16.2f}')
+    text, counted = one.as_text(), (one.cost_analysis() or {}).get('bytes accessed')
+    numbers = f'{len(text) / 1e3:>9.0f}{text.count(" while("):>7}{starts[name]:>9}'
+    numbers += f'{one.memory_analysis().temp_size_in_bytes / 2**20:>16.1f}'
+    numbers += f'{counted / 1e6:>13.0f}' if counted else f'{"not counted":>13}'
+    print(f'{name:16}{numbers}' + (f'{times[name]:>16.2f}' if times else ''))
 
 
 if __name__ == '__main__':

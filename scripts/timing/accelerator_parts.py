@@ -289,17 +289,13 @@ def pools(size: Size, dtype: str, _: float) -> Rows:
     module = module.clone(numerics=dataclasses.replace(module.numerics, dtype=jax.numpy.dtype(dtype)))
     variables = jax.jit(functools.partial(module.init, train=True))(jax.random.key(0), x)
     both[name] = lambda x, run=module, held=variables: run.apply(held, x, train=True, mutable=['batch_stats'])[0]
-  alone = both | {
-    f'{name}, by walking': functools.partial(pooling.max_by_walking, axis=axis, from_last=True)
-    for name, axis in (('top', pooling.HEIGHT), ('left', pooling.WIDTH))
-  }
-  programs = {(name, 'forward, ms'): (jax.jit(pool).lower(x).compile(), (x,)) for name, pool in alone.items()}
+  programs = {(name, 'forward, ms'): (jax.jit(pool).lower(x).compile(), (x,)) for name, pool in both.items()}
   for name, pool in both.items():
     _, height, width, _ = jax.eval_shape(pool, x).shape
     gradient = pool_gradient.compile_for(jax.devices()[0], pool, x.shape, dtype)
     programs[name, 'and backward, ms'] = gradient, (x, g[:, :height, :width])
   runs = {key: lambda one=one: jax.block_until_ready(one[0](*one[1])) for key, one in programs.items()}
-  rows = {f'{name}, {dtype}': {} for name in alone}
+  rows = {f'{name}, {dtype}': {} for name in both}
   for (name, column), row in _take_turns(size, runs).items():
     rows[f'{name}, {dtype}'][column] = row['ms']
   return rows

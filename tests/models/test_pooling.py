@@ -67,9 +67,18 @@ def pulled_back(function, x, g):
   return y, pull_back(g)[0]
 
 
+@pytest.fixture(params=pooling.FORMS)
+def form(request, monkeypatch):
+  """The pools in one of their forms, whatever the platform's own is."""
+  monkeypatch.setattr(pooling, 'FORM_ON', dict(default=request.param))
+  jax.clear_caches()
+  yield request.param
+  jax.clear_caches()
+
+
 @pytest.mark.parametrize('case', CASES)
 @pytest.mark.parametrize('direction', POOLS)
-def test_pools_are_the_published_ones(case, direction, parity):
+def test_pools_are_the_published_ones(case, direction, form, parity):
   golden = {key: nhwc(array) for key, array in read('pools', f'{case}/').items()}
   y, dx = pulled_back(POOLS[direction], golden['x'], golden['g'])
   parity('pools: forward', relative_error(y, golden[f'{direction}/y']), 0)
@@ -77,12 +86,23 @@ def test_pools_are_the_published_ones(case, direction, parity):
 
 
 @pytest.mark.parametrize('direction', POOLS)
-def test_pools_follow_the_definition(direction):
+@pytest.mark.parametrize('sides', [(6, 7), (1, 2), (16, 17)], ids=str)
+def test_pools_follow_the_definition(direction, sides, form):
   rng = np.random.default_rng(0)
-  x = rng.integers(-4, 0, (2, 6, 7, 3)).astype(np.float32)  # ties, and all negative: padding with 0 would show
+  x = rng.integers(-4, 0, (2, *sides, 3)).astype(np.float32)  # ties, and all negative: padding with 0 would show
   g = rng.integers(-9, 9, x.shape).astype(np.float32)
   for ours, theirs in zip(pulled_back(POOLS[direction], x, g), loop_pool(x, g, direction)):
     np.testing.assert_array_equal(ours, theirs)
+
+
+def test_every_platform_has_a_form():
+  """Walking costs a GPU a kernel a turn, and a TPU more than its own scan (docs/performance.md)."""
+  loops = {'cpu': 8, 'cuda': 0, 'rocm': 0, 'tpu': 4}  # of four pools and their gradients
+  for platform, expected in loops.items():
+    both = jax.jit(lambda x, g: [part for p in POOLS.values() for part in pulled_back.__wrapped__(p, x, g)])
+    shape = jax.ShapeDtypeStruct((1, 8, 8, 2), np.float32)
+    text = both.trace(shape, shape).lower(lowering_platforms=(platform,)).as_text()
+    assert text.count('stablehlo.while') == expected, platform
 
 
 @pytest.mark.parametrize(
@@ -146,7 +166,7 @@ def forward_and_back(module, train, variables, x, g):
 
 @pytest.mark.parametrize('name', MODULES)
 @pytest.mark.parametrize('mode', ['eval', 'train'])
-def test_modules_are_the_published_ones(name, mode, parity):
+def test_modules_are_the_published_ones(name, mode, form, parity):
   file, module = MODULES[name]
   golden = read(file, f'{name}/')
   variables = variables_of(module, state_dict(golden))

@@ -103,7 +103,8 @@ ENTRY %main.5 (a: f32[4]) -> f32[4] {
 """
 
 
-def test_cycles_of_a_loop():
+def test_what_a_loop_costs():
   assert pool_gradient.estimated_cycles(LOOP) == 7 + 31 * 120
+  assert pool_gradient.started(LOOP) == 31
   with pytest.raises(ValueError, match=r'condition cond\.1 has no single limit: \[\]'):
     pool_gradient.estimated_cycles(LOOP.replace('constant(31)', 'parameter(31)'))

@@ -7,7 +7,11 @@ Their gradient follows the published rule for ties: all of it goes to the tied c
 (top and left scan from the last index down), because a new maximum must be strictly greater.
 """
 
+import functools
+import math
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +23,36 @@ from triplet_det.models.layers import Conv, ConvBlock, Numerics
 HEIGHT, WIDTH = 1, 2  # axes of [B, H, W, C]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _running_max(x: jax.Array, axis: int, from_last: bool) -> jax.Array:
-  """Maximum of the cells met so far when scanning `axis`, from the last index down or from the first up."""
-  walk = partial(max_by_walking, axis=axis, from_last=from_last)
-  return lax.platform_dependent(x, cpu=walk, default=partial(lax.cummax, axis=axis, reverse=from_last))
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def running_max(x: jax.Array, axis: int, from_last: bool, form: str | None = None) -> jax.Array:
+  """Maximum of the cells met so far when scanning `axis`, from the last index down or from the first up.
+
+  `form` is one of FORMS, which differ in nothing but their time; None is the platform's own.
+  """
+  return _in_form('maximum', form, axis, from_last)(x)
 
 
-def max_by_walking(x, axis, from_last):
+def _running_max_forward(x, axis, from_last, form):
+  return _in_form('forward', form, axis, from_last)(x)
+
+
+def _running_max_backward(axis, from_last, form, kept, g):
+  return (_in_form('gradient', form, axis, from_last)(*kept, g),)
+
+
+running_max.defvjp(_running_max_forward, _running_max_backward)
+
+
+def _in_form(part, form, axis, from_last):
+  def pick(name):
+    return partial(getattr(FORMS[name], part), axis=axis, from_last=from_last)
+
+  if form:
+    return pick(form)
+  return partial(lax.platform_dependent, **{platform: pick(name) for platform, name in FORM_ON.items()})
+
+
+def _max_by_walking(x, axis, from_last):
   """`lax.cummax` line by line: on a CPU a tenth of its time, on a TPU two to four times (docs/performance.md)."""
   length = x.shape[axis]
   wide = _wide(x)
@@ -39,16 +65,6 @@ def max_by_walking(x, axis, from_last):
 
   first = lax.index_in_dim(wide, length - 1 if from_last else 0, axis)
   return lax.fori_loop(0, length, step, (first, jnp.zeros_like(wide)))[1].astype(x.dtype)
-
-
-def _running_max_forward(x, axis, from_last):
-  y = _running_max(x, axis, from_last)
-  return y, y
-
-
-def _running_max_backward(axis, from_last, y, g):
-  walk = partial(_gather_by_walking, axis=axis, from_last=from_last)
-  return (lax.platform_dependent(y, g, cpu=lambda y, g: walk(_wide(y), _wide(g)).astype(g.dtype), default=walk),)
 
 
 def _gather_by_walking(y, g, axis, from_last):
@@ -69,32 +85,123 @@ def _gather_by_walking(y, g, axis, from_last):
   return lax.fori_loop(0, length, step, start)[1]
 
 
+def _max_by_leaping(x, axis, from_last):
+  """Without a loop, for GPUs: of a cell and the 11 met before it, then of every twelfth of those (128 cells)."""
+  for leaps in _leaps(x.shape[axis]):
+    x = functools.reduce(jnp.maximum, [_met_before(x, leap, axis, from_last, -jnp.inf) for leap in leaps])
+  return x
+
+
+def _located_by_leaping(x, axis, from_last):
+  """The maxima, and where along the axis the first of equal ones lies.
+
+  The gradient compares these places, not maxima: a compiler may compute x in several kernels, rounded in several ways,
+  and one cell's maximum would not be equal to another's that it is.
+  """
+  near, far = _leaps(x.shape[axis])
+  places = here = lax.broadcasted_iota(_place_type(x.shape[axis]), x.shape, axis)
+  met = x
+  for leap in near[1:]:
+    there = _met_before(met, leap, axis, from_last, -jnp.inf)
+    places = jnp.where(there >= x, here + leap if from_last else here - leap, places)
+    x = jnp.maximum(x, there)
+  met, places_met = x, places
+  for leap in far[1:]:
+    there = _met_before(met, leap, axis, from_last, -jnp.inf)
+    places = jnp.where(there >= x, _met_before(places_met, leap, axis, from_last, 0), places)
+    x = jnp.maximum(x, there)
+  return x, (x, places)
+
+
+def _gather_by_leaping(places, g, axis, from_last):
+  """Without a loop: gradients of cells with one maximum, which lie side by side, are added up where it is."""
+  gathered = _wide(g)
+  for leaps in _leaps(g.shape[axis]):
+    terms = []
+    for leap in leaps:  # what is met after a cell is what comes before it in the opposite scan
+      there, sums = (_met_before(a, leap, axis, not from_last, 0) for a in (places, gathered))
+      terms.append(jnp.where(there == places, sums, 0))
+    gathered = sum(terms)
+  here = lax.broadcasted_iota(places.dtype, places.shape, axis)
+  return jnp.where(here == places, gathered, 0).astype(g.dtype)
+
+
+def _place_type(length):
+  return jnp.uint8 if length <= 256 else jnp.int32
+
+
+def _leaps(length):
+  """Two sets of distances: every one from 0 to length - 1 is a sum of one of the first and one of the second."""
+  near = math.isqrt(length - 1) + 1 if length > 1 else 1
+  return range(near), range(0, length, near)
+
+
+def _met_before(x, distance, axis, from_last, fill):
+  """At each cell what the scan met `distance` cells before it."""
+  padding = [(0, 0, 0)] * x.ndim
+  padding[axis] = (-distance, distance, 0) if from_last else (distance, -distance, 0)
+  return lax.pad(x, jnp.asarray(fill, x.dtype), padding)
+
+
 def _wide(x):
   """At least float32: long sums need it, and XLA's CPU backend converts a whole bfloat16 array at each loop's turn."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-_running_max.defvjp(_running_max_forward, _running_max_backward)
+class Form(NamedTuple):
+  """One way to scan; all give the same numbers, but for the order of sums."""
+
+  maximum: Callable  # x -> y
+  forward: Callable  # x -> y, and what the gradient needs: (y, places), of which a compiler drops what it does not
+  gradient: Callable  # y, places, dL/dy -> dL/dx
+
+
+def _from_maxima(maximum, gather):
+  """The gradient from the maxima alone."""
+
+  def forward(x, axis, from_last):
+    y = maximum(x, axis, from_last)
+    return y, (y, jnp.zeros(y.shape, _place_type(y.shape[axis])))
+
+  return Form(maximum, forward, lambda y, _, g, axis, from_last: gather(y, g, axis, from_last))
+
+
+FORMS = dict(
+  walking=_from_maxima(
+    _max_by_walking,
+    lambda y, g, axis, from_last: _gather_by_walking(_wide(y), _wide(g), axis, from_last).astype(g.dtype),
+  ),
+  cummax=_from_maxima(
+    lambda x, axis, from_last: lax.cummax(x, axis=axis, reverse=from_last),
+    _gather_by_walking,
+  ),
+  leaping=Form(
+    _max_by_leaping,
+    _located_by_leaping,
+    lambda _, places, g, axis, from_last: _gather_by_leaping(places, g, axis, from_last),
+  ),
+)
+FORM_ON = dict(cpu='walking', cuda='leaping', rocm='leaping', default='cummax')
 
 
 def top_pool(x: jax.Array) -> jax.Array:
   """[B, H, W, C] -> same: the maximum of the cell and everything below it."""
-  return _running_max(x, HEIGHT, True)
+  return running_max(x, HEIGHT, True)
 
 
 def bottom_pool(x: jax.Array) -> jax.Array:
   """[B, H, W, C] -> same: the maximum of the cell and everything above it."""
-  return _running_max(x, HEIGHT, False)
+  return running_max(x, HEIGHT, False)
 
 
 def left_pool(x: jax.Array) -> jax.Array:
   """[B, H, W, C] -> same: the maximum of the cell and everything to its right."""
-  return _running_max(x, WIDTH, True)
+  return running_max(x, WIDTH, True)
 
 
 def right_pool(x: jax.Array) -> jax.Array:
   """[B, H, W, C] -> same: the maximum of the cell and everything to its left."""
-  return _running_max(x, WIDTH, False)
+  return running_max(x, WIDTH, False)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -12,9 +12,10 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
+import flax
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -217,14 +218,14 @@ def _check_arrays(tree: Any, digest: Mapping[str, str], directory: epath.Path) -
 
 def _check_state(directory: epath.Path, like: Any, digest: Mapping[str, str]) -> None:
   """Raises ValueError when the saved and the wanted state have other parts, or only one keeps moving averages."""
-  tree = _saved_tree(directory / 'state', digest)
-  saved, wanted = bool(tree.get('average')), bool(getattr(like, 'average', None))
+  there = _saved_names(directory / 'state', digest)
+  here = {array_digest.name_of(at) for at, _ in jax.tree_util.tree_leaves_with_path(like)}
+  saved, wanted = _has_averages(there), _has_averages(here)
   if saved != wanted:
     kept = {True: 'keeps moving averages', False: 'keeps none'}
     raise _Misfit(
       f'{directory} {kept[saved]}, this run {kept[wanted]}: give the average_decay of that run, or another --workdir'
     )
-  there, here = _array_names(tree), _array_names(like)
   if there != here:
     only = [
       f'{len(a - b)} arrays are only {where} ({min(a - b)}, ...)'
@@ -237,16 +238,25 @@ def _check_state(directory: epath.Path, like: Any, digest: Mapping[str, str]) ->
     )
 
 
-def _saved_tree(directory: epath.Path, digest: Mapping[str, str]) -> dict[str, Any]:
-  """What is known of the saved arrays before they are read; ValueError if their names are not those of the digest."""
-  tree = ocp.PyTreeCheckpointHandler().metadata(directory).tree
-  if digest and array_digest.of_texts(sorted(_array_names(tree))) != digest.get(array_digest.NAMES):
+def _saved_names(directory: epath.Path, digest: Mapping[str, str]) -> set[str]:
+  """'params/stem/conv/kernel', ...: of the arrays below `directory`; ValueError if they are not those of the digest.
+
+  Read from the list that Orbax keeps. Its own `metadata` opens every array for its shape: of the 2,397 of a state of
+  Hourglass-104, a fifth of the time in which they are read whole.
+  """
+  listed = json.loads((directory / '_METADATA').read_text())['tree_metadata'].values()
+  names = {
+    '/'.join(key['key'] for key in entry['key_metadata'])
+    for entry in listed
+    if not entry['value_metadata']['skip_deserialize']  # no array: an empty branch
+  }
+  if digest and array_digest.of_texts(sorted(names)) != digest.get(array_digest.NAMES):
     raise ValueError('not the names of arrays that were saved, by their digest')
-  return tree
+  return names
 
 
-def _array_names(tree: Any) -> set[str]:
-  return {array_digest.name_of(at) for at, _ in jax.tree_util.tree_leaves_with_path(tree)}
+def _has_averages(names: Set[str]) -> bool:
+  return any(name.startswith('average/') for name in names)
 
 
 def load_weights(path: epath.PathLike, *, which: str = BEST) -> tuple[dict[str, Any], RunRecord]:
@@ -284,9 +294,9 @@ def folders_of(checkpoint: epath.PathLike) -> list[epath.Path]:
 
 def _read_variables(directory: epath.Path, digest: Mapping[str, str]) -> dict[str, Any]:
   """Parameters and statistics; of a state that keeps moving averages, those."""
-  tree = _saved_tree(directory / 'state', digest)
-  wanted = ('average',) if tree.get('average') else ('params', 'batch_stats')
-  item = {name: tree[name] for name in wanted}
+  names = _saved_names(directory / 'state', digest)
+  wanted = 'average/' if _has_averages(names) else ('params/', 'batch_stats/')
+  item = flax.traverse_util.unflatten_dict({name: 0 for name in names if name.startswith(wanted)}, sep='/')
   on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
   arguments = ocp.args.PyTreeRestore(item=item, restore_args=on_host, partial_restore=True)
   restored = ocp.PyTreeCheckpointHandler().restore(directory / 'state', args=arguments)
