@@ -40,6 +40,7 @@ setup(
     'array_record>=0.8',
     'clu>=0.0.12',
     'etils[epath]>=1.9',
+    'faster-coco-eval>=1.8',
     'flax>=0.12',
     'grain>=0.2.12',
     'importlib_resources>=6',  # tensorflow-datasets needs it for builders inside a package and does not say so

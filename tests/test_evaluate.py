@@ -209,7 +209,7 @@ def test_the_fingerprint_says_how_the_metrics_came_about(evaluated):
   assert (recipe['step'], recipe['split'], recipe['images'], recipe['decimals']) == (7, 'train', 7, -1)
   assert recipe['left_out'] == 0
   assert recipe['triplet_det'] == __version__ and recipe['devices'] == 1
-  assert set(recipe['versions']) == {'jax', 'flax', 'pycocotools', 'opencv-python-headless'}
+  assert set(recipe['versions']) == {'jax', 'flax', 'faster-coco-eval', 'opencv-python-headless'}
   test = recipe['test']
   assert (test['scales'], test['mirror'], test['nms_method'], test['top_k']) == ([1.0], True, 'gaussian', 70)
 
@@ -240,7 +240,7 @@ def test_the_fingerprint_without_git_and_with_another_opencv(monkeypatch):
   monkeypatch.setattr(evaluate.metadata, 'version', of_those_installed)
   recipe = evaluate.fingerprint(Settings(), step=7)
   assert (recipe['step'], recipe['commit']) == (7, None)
-  assert set(recipe['versions']) == {'jax', 'flax', 'pycocotools'}
+  assert set(recipe['versions']) == {'jax', 'flax', 'faster-coco-eval'}
 
 
 @pytest.fixture(scope='module')

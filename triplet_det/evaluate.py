@@ -109,7 +109,9 @@ def measure(ground_truth: Mapping, rows: Sequence[Mapping]) -> tuple[dict[str, f
   if all(annotation.get('iscrowd', 0) for annotation in ground_truth['annotations']):
     logging.warning('the split has no object to find on its %d images: no metrics', len(ground_truth['images']))
     return {}, {}
-  precision, discovery = coco_ap.accumulate(ground_truth, rows), false_discovery.accumulate(ground_truth, rows)
+  thresholds = sorted({*coco_ap.IOU_THRESHOLDS, *false_discovery.IOU_THRESHOLDS})
+  both = coco_ap.accumulate(ground_truth, rows, iou_thresholds=thresholds)
+  precision, discovery = both.at(coco_ap.IOU_THRESHOLDS), both.at(false_discovery.IOU_THRESHOLDS)
   curves = dict(
     recall=precision.recall_thresholds.tolist(),
     precision_recall=coco_ap.precision_recall(precision),
@@ -121,7 +123,7 @@ def measure(ground_truth: Mapping, rows: Sequence[Mapping]) -> tuple[dict[str, f
 def fingerprint(settings: Settings, **about) -> dict:
   """How a metric came about: test settings, facts given, versions and commit."""
   versions = {}
-  for name in ('jax', 'flax', 'pycocotools', 'opencv-python-headless'):
+  for name in ('jax', 'flax', 'faster-coco-eval', 'opencv-python-headless'):
     with contextlib.suppress(metadata.PackageNotFoundError):  # cv2 may come from another package
       versions[name] = metadata.version(name)
   return dict(
