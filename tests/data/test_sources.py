@@ -287,7 +287,8 @@ def test_what_training_leaves_out_is_no_ground_truth(tmp_path):
   ours = sources.JsonSource(tiny.images('val2017'), tiny.annotations('val2017'), 'validation')
   for source in (ours, sources.TfdsSource(data_dir=tmp_path, split='validation')):
     truth = source.ground_truth['annotations']
-    assert truth == data['annotations'][:sound] and source.annotations.report['degenerate'] == 5
+    written = [{k: v for k, v in row.items() if k != 'segmentation'} for row in data['annotations'][:sound]]
+    assert truth == written and source.annotations.report['degenerate'] == 5
     assert sum(len(source[i].boxes) for i in range(len(source))) == sound
     rows = [{key: row[key] for key in ('image_id', 'category_id', 'bbox')} | dict(score=0.9) for row in truth]
     assert coco_ap.evaluate(source.ground_truth, rows)['AP'] == pytest.approx(1)

@@ -5,6 +5,7 @@ gives pycocotools a dictionary of the same boxes as they were written, and `read
 """
 
 import dataclasses
+import gc
 import itertools
 import json
 import reprlib
@@ -24,6 +25,7 @@ _EXACT = 2**53  # larger whole numbers may have lost digits as a float
 _OURS = {'images', 'annotations', 'categories', 'id', 'file_name', 'height', 'width', 'name'} | {
   *('image_id', 'category_id', 'bbox', 'area', 'iscrowd')
 }
+_UNUSED = {'segmentation', 'keypoints', 'coco_url', 'flickr_url', 'date_captured'}
 _shortened = reprlib.Repr()  # strings keep their quotes: '1' is not 1
 _shortened.maxdict, _shortened.maxlist, _shortened.maxstring = 9, 5, 60
 _short = _shortened.repr
@@ -56,6 +58,8 @@ def read_annotations(path: epath.PathLike, *, require_boxes: bool = True, sizes:
 def read_ground_truth(path: epath.PathLike, *, require_boxes: bool = True, sizes: Sizes | None = None) -> dict:
   """The COCO dictionary for pycocotools, checked: exactly the boxes of `read_annotations`, as they were written.
 
+  Outlines and other facts that nothing here reads are left out (`_UNUSED`).
+
   Raises: as `read_annotations`.
   """
   data, repaired = _read_checked(path, require_boxes, sizes)
@@ -68,7 +72,7 @@ def read_images(path: epath.PathLike) -> dict:
 
   Raises: as `read_annotations`.
   """
-  data = _parse(path, ['images'])
+  data = _parse(path, ['images'], whole=True)
   _check_images(_Rows(path, 'images', data['images']), sizes=False)
   if data.get('categories') is not None:
     _check_categories(_Rows(path, 'categories', data['categories']))
@@ -118,13 +122,13 @@ def _turn(images: list[dict], sizes: Sequence[tuple[int, int]], annotations: lis
   return [f'annotation {row["id"]}' for row in rows]
 
 
-def _parse(path: epath.PathLike, needed: Sequence[str]) -> dict:
+def _parse(path: epath.PathLike, needed: Sequence[str], *, whole: bool = False) -> dict:
   path = epath.Path(path).expanduser()
   if not path.is_file():
     there = sorted(str(p) for p in path.parent.glob('*.json')) if path.parent.is_dir() else []
     raise FileNotFoundError(f'no annotations at {path}: give a COCO JSON' + (f', such as {there[0]}' if there else ''))
   try:
-    data = json.loads(path.read_bytes(), object_pairs_hook=_object)
+    data = _read_json(path, _object if whole else _without_unused)
   except UnicodeDecodeError as e:
     found = f'{e.object[e.start : e.end]!r} at byte {e.start}'
     raise ValueError(f'{path}: not a text in {e.encoding.upper()} ({found}): save it as UTF-8; {_WANTED}') from None
@@ -138,6 +142,25 @@ def _parse(path: epath.PathLike, needed: Sequence[str]) -> dict:
   if missing:
     raise ValueError(f'{path}: not a COCO JSON, without {missing}; it has {_short(list(data))}; {_WANTED}')
   return data
+
+
+def _read_json(path: epath.Path, of_pairs: Callable[[list], dict]) -> object:
+  """Parses in half the time with the search for garbage off: a million objects, none of which is any."""
+  raw = path.read_bytes()
+  text = raw.decode(json.detect_encoding(raw), 'surrogatepass')
+  del raw  # a text and a million objects are enough
+  searched = gc.isenabled()
+  gc.disable()
+  try:
+    return json.loads(text, object_pairs_hook=of_pairs)
+  finally:
+    if searched:
+      gc.enable()
+
+
+def _without_unused(pairs: list[tuple[str, object]]) -> dict:
+  """A JSON object without what a detector has no use for, half of the memory that COCO's file would take."""
+  return _object([pair for pair in pairs if pair[0] not in _UNUSED])
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict:
