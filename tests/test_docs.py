@@ -156,6 +156,7 @@ INSTALLED = {
   **dict.fromkeys([f"pip install -e '.[{extra}]'" for extra in ('torch', 'tpu', 'hf', 'onnx')], 'setup.py'),
   'pip install pillow-heif': 'triplet_det/data/image_files.py',
   'pip install onnxruntime': 'setup.py',
+  'pip install nox': 'noxfile.py',
   'pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt': 'scripts/aot_compile.py',
 }
 
