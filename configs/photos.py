@@ -16,7 +16,7 @@ are for a CPU.
 from ml_collections import ConfigDict
 
 from triplet_det.configs import triplet
-from triplet_det.data import augmentation, image_size
+from triplet_det.data import augmentation, from_data
 from triplet_det.detection.settings import Settings
 from triplet_det.models.detector import VARIANTS
 
@@ -76,11 +76,11 @@ def get_config(variant: str = 'encoder=efficientnet_lite0') -> ConfigDict:
 def _start_from_imagenet(config: ConfigDict) -> None:
   """For an encoder that has seen photos (docs/own_data.md has the figures)."""
   config.init_from = 'imagenet'
-  config.image_side = image_size.FROM_DATA
+  config.image_side = from_data.FROM_DATA
   config.test.canvas_multiple = 64
   # The first layers are good as they are, and their gradients would cost half of a step; norms are fixed, see
   # `detector.ENCODER_NORMS`. What is trained of the encoder goes slower than the rest, which starts from nothing.
   config.freeze = 'encoder/(stem|stage_[01]_|.*/norm/)'
   config.optimizer.update(encoder_factor=0.3, warmup_steps=50)
-  config.total_steps = 1_600
-  config.checkpoint_every = config.eval_every = 200
+  config.total_steps = config.eval_every = from_data.FROM_DATA
+  config.checkpoint_every = 200

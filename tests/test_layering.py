@@ -26,7 +26,7 @@ STOREYS = {
     ['doctor'],
     ['pipeline'],
     ['shapes_dataset'],
-    ['image_size', 'prepare_tfds'],
+    ['from_data', 'prepare_tfds'],
     ['sources', 'systematic_faults'],
     ['layouts'],
     ['annotations', 'augmentation', 'box_layouts', 'image_files', 'shapes_drawing'],

@@ -15,7 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from triplet_det import train
-from triplet_det.data import pipeline
+from triplet_det.data import from_data, pipeline
 from triplet_det.detection import canvas, inference, launching, trained_network
 from triplet_det.detection.settings import Settings, settings_for
 from triplet_det.devices import compiler, roofline, sharding
@@ -52,6 +52,7 @@ def make_plan(
   mesh: jax.sharding.Mesh,
   num_classes: int,
   *,
+  images: int = 0,
   programs: Sequence[str] = (STEP, DETECTION),
   canvas_size: tuple[int, int] | None = None,
   hlo: epath.PathLike | None = None,
@@ -62,6 +63,7 @@ def make_plan(
     config: of the run.
     mesh: of `sharding.make_mesh`; its devices may be described only.
     num_classes: of the data, which are not needed.
+    images: of the data, if the length of the run depends on it.
     programs: STEP, DETECTION or both.
     canvas_size: height and width of the images to detect objects in; default: those of the training images. Each
       canvas size is a program of its own.
@@ -73,6 +75,8 @@ def make_plan(
   """
   device = mesh.devices.flat[0]
   chip = roofline.chip_of(device)
+  length = config.total_steps, config.eval_every, images, config.batch_size
+  config.total_steps, config.eval_every = from_data.settled_length(*length)
   built = train.build_step(config, mesh, num_classes)
   found = []
   if STEP in programs:
@@ -100,11 +104,12 @@ def plan_here(config: ConfigDict) -> Plan:
   """The plan for the devices at hand; the number of classes is that of the training data, or 80 without them."""
   mesh = sharding.make_mesh(state_shards=config.state_shards)
   try:
-    num_classes = len(pipeline.open_source(**config.data.train).categories)
+    source = pipeline.open_source(**config.data.train)
+    num_classes, images = len(source.categories), len(source)
   except (ValueError, FileNotFoundError) as error:
     logging.warning('the training data are not at hand, so this is for %d classes: %s', CLASSES, error)
-    num_classes = CLASSES
-  return make_plan(config, mesh, num_classes)
+    num_classes, images = CLASSES, 0
+  return make_plan(config, mesh, num_classes, images=images)
 
 
 def training_step(built: BuiltStep, chip: roofline.Chip | None, devices: int, accumulate: int) -> tuple[Program, str]:

@@ -36,7 +36,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from triplet_det import dry_run, evaluate, report, train
-from triplet_det.data import doctor, doctor_report, image_size, pipeline
+from triplet_det.data import doctor, doctor_report, from_data, pipeline
 from triplet_det.data.layouts import folder as data_folder
 from triplet_det.detection import trained_network
 from triplet_det.detection.settings import Settings, settings_for
@@ -92,7 +92,7 @@ def open_trial(config: ConfigDict, workdir: epath.Path) -> Trial:
   evaluate.check_categories(source, record.categories)
   logging.info('testing step %d of %s on %d images', record.step, workdir, len(source))
   image_side = config.image_side
-  if image_side == image_size.FROM_DATA:
+  if image_side == from_data.FROM_DATA:
     image_side = record.test.get('image_side', 0)  # of the training's data
   return Trial(
     module=detector.build(dict(record.model, dtype=config.model.dtype)),
@@ -147,7 +147,7 @@ def check_data(config: ConfigDict) -> None:
     progress = ProgressLine(len(source), prefix=f'reading {name}', unit='image')
     files.append(doctor.read_every_image(source, progress.update))
     progress.close()
-  config.image_side = image_size.settled(config.image_side, sources['train'])
+  config.image_side = from_data.settled_side(config.image_side, sources['train'])
   diagnosis = train.diagnose_data(config, *sources.values(), files=files)
   print(doctor_report.full(diagnosis))
   if diagnosis.fatal:
@@ -158,7 +158,7 @@ def check_data(config: ConfigDict) -> None:
 def show_training_data(config: ConfigDict, workdir: epath.Path) -> epath.Path:
   """Mode show_data: the pictures of `show_data.write`, and the path of their sheet."""
   source = pipeline.open_source(**config.data.train)
-  config.image_side = image_size.settled(config.image_side, source)
+  config.image_side = from_data.settled_side(config.image_side, source)
   batches = train.training_batches(config, source)
   try:
     centers = config.model.center_branch

@@ -15,7 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from triplet_det import evaluate, report
-from triplet_det.data import doctor, doctor_report, image_size, pipeline
+from triplet_det.data import doctor, doctor_report, from_data, pipeline
 from triplet_det.detection import trained_network
 from triplet_det.detection.settings import settings_for
 from triplet_det.devices import compiler, sharding
@@ -57,7 +57,9 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   # Mesh and data.
   mesh = sharding.make_mesh(state_shards=config.state_shards)
   source = pipeline.open_source(**config.data.train)
-  config.image_side = image_size.settled(config.image_side, source)
+  config.image_side = from_data.settled_side(config.image_side, source)
+  length = config.total_steps, config.eval_every, len(source), config.batch_size
+  config.total_steps, config.eval_every = from_data.settled_length(*length)
   categories = source.categories
   evaluates = config.mode == 'train_and_eval'
   eval_source = pipeline.open_source(**config.data.eval) if evaluates else None

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-_COUNTS = 'total_steps', 'log_every', 'checkpoint_every', 'eval_every', 'eval_batch_size', 'input_size'
+_COUNTS = 'log_every', 'checkpoint_every', 'eval_batch_size', 'input_size'
 _FROM_0 = 'seed', 'group_size', 'data.num_workers', 'data.num_threads', 'augment.border', 'lighting', 'keypoint_reach'
 _FROM_0_OF_ADAM = tuple(
   f'optimizer.{name}' for name in ('warmup_steps', 'clip_norm', 'reference_batch', 'encoder_factor')
@@ -16,6 +16,9 @@ LIMITS = {
   **dict.fromkeys((*_COUNTS, 'augment.max_objects'), ('at least 1', lambda value: value >= 1)),
   **dict.fromkeys((*_FROM_0, *_FROM_0_OF_ADAM), ('at least 0', lambda value: value >= 0)),
   **dict.fromkeys(('image_scale', 'optimizer.base'), ('above 0', lambda value: value > 0)),
+  **dict.fromkeys(
+    ('total_steps', 'eval_every'), ('at least 1, or -1, from the data', lambda value: value >= 1 or value == -1)
+  ),
   'image_side': ('-1, from the data, 0, as images are, or pixels', lambda value: value >= -1),
   'average_decay': ('from 0, without averages, to below 1, such as 0.999', lambda value: 0 <= value < 1),
   'colour_jitter': ('from 0 to below 1', lambda value: 0 <= value < 1),
