@@ -6,7 +6,8 @@ FOLDER holds COCO JSON, YOLO or Pascal VOC (docs/own_data.md), or `--config.data
 `--config.data.train.annotations=FILE` and the same of `data.eval` name the images and the COCO JSON of each split.
 
 Variants: encoder=efficientnet_lite0 (default; 3.6 M parameters, an encoder that starts with what it has learnt from
-ImageNet's photos, extra `pretrained`; images get the size that their objects ask for, `image_side`),
+ImageNet's photos, extra `pretrained`; images get the size that their objects ask for, `image_side`, and the run the
+length that their number asks for, `total_steps`),
 encoder=hourglass (0.7 M parameters, the network of the detector that comes with the package, so that
 --config.init_from=demo starts from what that one has learned; it works at half the images' resolution: if your objects
 are small or your images are, say --config.image_scale=1), hg=52 and hg=104 (the paper's, at 511 pixels). The first two

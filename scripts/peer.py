@@ -2,16 +2,18 @@
 
   python scripts/peer.py --root FOLDER --out runs/peer --minutes 60
 
-FOLDER is what `--config.data.root` takes. YOLO11n lives in an environment of its own, --env, which the first call makes
-(PyPI; with PyTorch, up to 6 GB). It is AGPL-3.0 and no dependency of this program. It starts without weights, has its
-own defaults but for --size, and its learning rate falls to the end of the minutes; it evaluates nothing on the way, so
-that all of them go into training. What it finds in each split is scored as our own results are (`evaluate.measure`), at
-several epochs on the way and at the end: OUT/peer.json.
+FOLDER is what `--config.data.root` takes; it is only read. YOLO11n lives in an environment of its own, --env, which the
+first call makes (PyPI; with PyTorch, up to 6 GB). It is AGPL-3.0 and no dependency of this program. It starts without
+weights and has its own defaults but for --size; two epochs tell how many there is time for, and then it is trained
+anew for so many. It evaluates nothing on the way, so that all minutes go into training. What it finds in each split is
+scored as our own results are, against the same boxes (`evaluate.measure`), at several epochs on the way and at the end:
+OUT/peer.json. If only that is missing, the same command scores what is there.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,62 +21,61 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import cv2
+
 from triplet_det import evaluate
+from triplet_det.categories import CategoryTable
 from triplet_det.data.layouts import folder
-from triplet_det.data.layouts.inventory import Split
+from triplet_det.data.sources import JsonSource
 from triplet_det.run import json_files, output_paths
 
 CHILD = Path(__file__).resolve().with_name('peer_ultralytics.py')
 TRAINING, SCORED = 'train', ('validation', 'test')
 
 
-def write_yolo(data: folder.DataSet, out: Path) -> dict[str, dict[str, int]]:
-  """Lays a data set out as YOLO has it: links to the images and a text file of boxes for each, and data.yaml.
-
-  Boxes of crowds are left out, as they are of ours (`augment.train_on_crowd` is off for photos).
-
-  Returns:
-    {split: {name of the link: image id}}: names are numbers, as different folders may hold equal names.
-  """
-  names = [category['name'] for category in data.splits[TRAINING].content['categories']]
-  place = {category['id']: i for i, category in enumerate(data.splits[TRAINING].content['categories'])}
-  ids = {}
+def open_splits(root: Path, out: Path) -> dict[str, JsonSource]:
+  """The splits that `--config.data.root` has, checked and cleared as for our own training; says what they are."""
+  data = folder.read(root)
+  print(data)
+  upright = 'stored' if data.layout == 'coco' else 'upright'
+  found = {}
   for name, split in data.splits.items():
-    ids[name] = _write_split(split, out, name, place)
-  lines = [f'path: {json.dumps(str(out.resolve()))}', 'train: images/train', 'val: images/validation']
-  lines += [f'names: {json.dumps(names)}']
+    path = out / f'{name}.json'
+    output_paths.write_whole(path, json.dumps(split.content))
+    found[name] = JsonSource(split.images, path, name, require_boxes=name == TRAINING, orientation=upright)
+  return found
+
+
+def write_yolo(sources: Mapping[str, JsonSource], out: Path) -> None:
+  """Writes splits as YOLO has them, with data.yaml: an image <image id>.png and a text file of its boxes each.
+
+  Images are decoded as for our training: of links to the originals that program would mend some in place. Boxes of
+  crowds are left out, as photos' configs leave them out (`augment.train_on_crowd`).
+  """
+  for name, source in sources.items():
+    images, labels = out / 'images' / name, out / 'labels' / name
+    for made in (images, labels):
+      made.mkdir(parents=True)
+    for number in range(len(source)):
+      record = source[number]
+      cv2.imwrite(str(images / f'{record.image_id}.png'), record.decode()[..., ::-1])
+      lines = []
+      for place, (x1, y1, x2, y2) in zip(record.classes[~record.crowd], record.boxes[~record.crowd].tolist()):
+        lines.append(f'{place} {(x1 + x2) / 2:.6f} {(y1 + y2) / 2:.6f} {x2 - x1:.6f} {y2 - y1:.6f}\n')
+      (labels / f'{record.image_id}.txt').write_text(''.join(lines))
+  lines = [f'path: {json.dumps(str(out.resolve()))}', f'train: images/{TRAINING}', f'val: images/{SCORED[0]}']
+  lines += [f'names: {json.dumps(list(sources[TRAINING].categories.names))}']
   output_paths.write_whole(out / 'data.yaml', '\n'.join(lines) + '\n')
-  return ids
 
 
-def _write_split(split: Split, out: Path, name: str, place: Mapping[int, int]) -> dict[str, int]:
-  links, texts = out / 'images' / name, out / 'labels' / name
-  for made in (links, texts):
-    made.mkdir(parents=True)
-  boxes = {image['id']: [] for image in split.content['images']}
-  for row in split.content['annotations']:
-    if not row.get('iscrowd', 0):
-      boxes[row['image_id']].append(row)
-  ids = {}
-  for number, image in enumerate(split.content['images']):
-    link = links / f'{number:06}{Path(image["file_name"]).suffix.lower()}'
-    link.symlink_to((split.images / image['file_name']).resolve())
-    ids[link.name] = image['id']
-    lines = []
-    for row in boxes[image['id']]:
-      x, y, width, height = row['bbox']
-      numbers = (x + width / 2) / image['width'], (y + height / 2) / image['height']
-      numbers += (width / image['width'], height / image['height'])
-      lines.append(f'{place[row["category_id"]]} ' + ' '.join(f'{n:.6f}' for n in numbers) + '\n')
-    (texts / f'{number:06}.txt').write_text(''.join(lines))
-  return ids
-
-
-def results_rows(found: Mapping[str, list], ids: Mapping[str, int], categories: list[Mapping]) -> list[dict]:
-  """COCO results of {name of an image: [[x1, y1, x2, y2, score, place of the class], ...]}."""
+def results_rows(found: Mapping[str, list], categories: CategoryTable) -> list[dict]:
+  """COCO results of {'<image id>.png': [[x1, y1, x2, y2, score, class], ...]}."""
   return [
     dict(
-      image_id=ids[name], category_id=categories[int(place)]['id'], bbox=[x1, y1, x2 - x1, y2 - y1], score=float(score)
+      image_id=int(Path(name).stem),
+      category_id=categories.ids[int(place)],
+      bbox=[x1, y1, x2 - x1, y2 - y1],
+      score=float(score),
     )
     for name, rows in found.items()
     for x1, y1, x2, y2, score, place in rows
@@ -82,15 +83,34 @@ def results_rows(found: Mapping[str, list], ids: Mapping[str, int], categories: 
 
 
 def python_of(env: Path) -> Path:
-  """The Python of the environment, made if it is not there; RuntimeError if it cannot be."""
+  """The Python of an environment with ultralytics, made if there is none; RuntimeError if it cannot be.
+
+  Raises:
+    ValueError: another environment or folder is there.
+  """
   python = env / 'bin' / 'python'
-  if not (env / 'complete').exists():
-    print(f'making the environment {env}: ultralytics and PyTorch', flush=True)
-    for command in ([sys.executable, '-m', 'venv', env], [python, '-m', 'pip', 'install', '-q', 'ultralytics']):
-      if subprocess.run(command).returncode:
-        raise RuntimeError(f'{" ".join(map(str, command))} failed: needs a network, or give --env with ultralytics')
-    (env / 'complete').touch()
+  if env.exists():
+    if subprocess.run([python, '-c', 'import ultralytics'], capture_output=True).returncode if python.exists() else 1:
+      raise ValueError(f'{env} is there, and is no environment with ultralytics: give another one, or remove it')
+    return python
+  print(f'making the environment {env}: ultralytics and PyTorch', flush=True)
+  for command in ([sys.executable, '-m', 'venv', env], [python, '-m', 'pip', 'install', '-q', 'ultralytics']):
+    if subprocess.run(command).returncode:
+      shutil.rmtree(env, ignore_errors=True)
+      raise RuntimeError(f'{" ".join(map(str, command))} failed: it needs a network; or give --env with ultralytics')
   return python
+
+
+def score(sources: Mapping[str, JsonSource], out: Path) -> dict:
+  """The answer of the other detector with the metrics of every point of its curve; tells the main ones."""
+  answer = json.loads((out / 'answer.json').read_text())
+  for row in answer['curve']:
+    for name, file in row['found'].items():
+      rows = results_rows(json.loads((out / file).read_text()), sources[TRAINING].categories)
+      row[name], _ = evaluate.measure(sources[name].ground_truth, rows)
+      told = f'AP {row[name]["AP"]:.3f}, AP50 {row[name]["AP50"]:.3f}' if row[name] else 'no object to find'
+      print(f'epoch {row["epoch"]}, {row["cpu_minutes"]:.1f} CPU minutes: {name} {told}')
+  return answer
 
 
 def main() -> None:
@@ -105,33 +125,27 @@ def main() -> None:
   parser.add_argument('--model', default='yolo11n.yaml', help='a description without weights (default: %(default)s)')
   parser.add_argument('--env', default='~/.cache/triplet_det/peer', help='its environment (default: %(default)s)')
   arguments = parser.parse_args()
+  settings = {key: getattr(arguments, key) for key in ('minutes', 'size', 'batch', 'threads', 'seed', 'model')}
   try:
     root, out, env = map(output_paths.local, (arguments.root, arguments.out, arguments.env))
     if out.resolve().is_relative_to(root.resolve()):
       raise ValueError(f'{out} lies in {root}, which is only read: give another place')
-    if out.exists():
+    trained = (out / 'answer.json').exists() and not (out / 'peer.json').exists()
+    if out.exists() and not trained:
       raise ValueError(f'{out} is there already: give another folder')
-    data = folder.read(root)
-    python = python_of(env)
+    python = python_of(env) if not trained else None
+    output_paths.make_folder('OUT', out)
+    sources = open_splits(root, out)
   except (FileNotFoundError, ValueError, RuntimeError) as error:
     parser.error(str(error))
-  print(data)
-  ids = write_yolo(data, out / 'data')
-  scored = [name for name in SCORED if name in ids]
-  request = {key: getattr(arguments, key) for key in ('minutes', 'size', 'batch', 'threads', 'seed', 'model')}
-  request |= dict(data=str(out / 'data'), out=str(out), splits=scored)
-  json_files.write_json(out / 'request.json', request)
-  if subprocess.run([python, CHILD, out / 'request.json']).returncode:
-    sys.exit('error: the training of the peer failed, see above')
-  answer = json.loads((out / 'answer.json').read_text())
-  categories = data.splits[TRAINING].content['categories']
-  for row in answer['curve']:
-    for name in scored:
-      found = json.loads((out / row['found'][name]).read_text())
-      row[name], _ = evaluate.measure(data.splits[name].content, results_rows(found, ids[name], categories))
-      told = f'{name} AP {row[name]["AP"]:.3f}, AP50 {row[name]["AP50"]:.3f}'
-      print(f'epoch {row["epoch"]}, {row["cpu_minutes"]:.1f} CPU minutes: {told}')
-  json_files.write_json(out / 'peer.json', dict(answer, request=request))
+  if not trained:
+    write_yolo(sources, out / 'data')
+    scored = [name for name in SCORED if name in sources]
+    json_files.write_json(out / 'request.json', dict(settings, data=str(out / 'data'), out=str(out), splits=scored))
+    if subprocess.run([python, CHILD, out / 'request.json']).returncode:
+      sys.exit('error: the training of the peer failed, see above')
+  answer = score(sources, out)
+  json_files.write_json(out / 'peer.json', dict(answer, request=json.loads((out / 'request.json').read_text())))
 
 
 if __name__ == '__main__':

@@ -16,7 +16,6 @@ import ultralytics
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 
-MANY = 100_000  # epochs, until it is known how many there is time for
 POINTS = 6  # of the curve
 
 
@@ -26,57 +25,52 @@ def cpu_minutes() -> float:
   return sum(u.ru_utime + u.ru_stime for u in used) / 60
 
 
-class Budget:
-  """Ends the training with its minutes: after two epochs it is known how many more there will be."""
-
-  def __init__(self, minutes: float):
-    self.minutes = minutes
-    self.spent = {}  # epoch -> CPU minutes at its end
-
-  def on_train_epoch_end(self, trainer):
-    done = trainer.epoch + 1
-    self.spent[done] = cpu_minutes()
-    if done == 2 or (done == 1 and self.spent[1] > self.minutes / 3):
-      start = self.spent[1] if done == 2 else 0
-      an_epoch = (self.spent[done] - start) / (done - 1 or 1)
-      trainer.epochs = trainer.args.epochs = max(done + 1, done + int((self.minutes - self.spent[done]) / an_epoch))
-      trainer.save_period = max(1, trainer.epochs // POINTS)
-      trainer._setup_scheduler()  # the rate falls over these epochs
-      trainer.scheduler.last_epoch = trainer.epoch
-      print(f'{trainer.epochs} epochs of {an_epoch:.2f} CPU minutes', flush=True)
+def epochs_in(minutes: float, spent: list[float]) -> int:
+  """How many epochs there is time for, by the last of those whose ends are `spent` CPU minutes after the start."""
+  start, *_, end = [0.0, *spent][-2:]
+  return max(1, int((minutes - (spent[0] - (end - start))) / (end - start)))
 
 
-def main(path: Path) -> None:
-  request = json.loads(path.read_text())
-  torch.set_num_threads(request['threads'])
-  out, data = Path(request['out']), Path(request['data'])
-  budget = Budget(request['minutes'])
+def train(request: dict, name: str, epochs: int, save_period: int = -1) -> tuple[DetectionTrainer, list[float]]:
+  """The trained one, and the CPU minutes since its start at the end of each epoch."""
+  spent, before = [], cpu_minutes()
   options = dict(
     model=request['model'],
-    data=str(data / 'data.yaml'),
-    epochs=MANY,
+    data=str(Path(request['data']) / 'data.yaml'),
+    epochs=epochs,
     imgsz=request['size'],
     batch=request['batch'],
     seed=request['seed'],
+    save_period=save_period,
     pretrained=False,
     device='cpu',
     workers=0,
     val=False,
     plots=False,
     patience=0,
-    project=str(out.resolve()),
-    name='training',
+    project=str(Path(request['out']).resolve()),
+    name=name,
     verbose=False,
   )
   trainer = DetectionTrainer(overrides=options)
-  trainer.add_callback('on_train_epoch_end', budget.on_train_epoch_end)
+  trainer.add_callback('on_train_epoch_end', lambda trainer: spent.append(cpu_minutes() - before))
   torch.set_num_threads(request['threads'])
   trainer.train()
+  return trainer, spent
+
+
+def main(path: Path) -> None:
+  request = json.loads(path.read_text())
+  out, data = Path(request['out']), Path(request['data'])
+  _, spent = train(request, 'timing', 2)
+  epochs = epochs_in(request['minutes'], spent)
+  print(f'{epochs} epochs in {request["minutes"]} CPU minutes', flush=True)
+  trainer, spent = train(request, 'training', epochs, max(1, epochs // POINTS))
   weights = {int(p.stem.removeprefix('epoch')) + 1: p for p in Path(trainer.wdir).glob('epoch*.pt')}
-  weights[max(budget.spent)] = Path(trainer.last)
+  weights[epochs] = Path(trainer.last)
   curve = []
   for epoch in sorted(weights):
-    row = dict(epoch=epoch, cpu_minutes=budget.spent[epoch], found={})
+    row = dict(epoch=epoch, cpu_minutes=spent[epoch - 1], found={})
     for split in request['splits']:
       row['found'][split] = f'found_{split}_{epoch}.json'
       found = detect(weights[epoch], sorted((data / 'images' / split).iterdir()), request['size'])

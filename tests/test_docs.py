@@ -208,7 +208,7 @@ BY_TEST = {
     'scripts/checks/kill_test.py --out DIR',
     'scripts/checks/kill_test.py --out /tmp/kill_test',
   ],
-  'tests/scripts/test_checks.py::test_what_a_loop_costs': [
+  'tests/scripts/test_checks.py::test_the_table_for_a_device_that_is_not_here': [
     'scripts/checks/pool_gradient.py --topology v5e:2x2 --shape 6,128,128,128 --dtype bfloat16',
     'scripts/checks/pool_gradient.py --topology h100:1 --shape 6,128,128,128 --dtype bfloat16',
   ],

@@ -37,14 +37,14 @@ class Plan:
   chip: roofline.Chip | None  # None: not in `roofline.CHIPS`
   simulated: bool  # a GPU's programs compiled without the GPU: its kernels are not chosen
   num_classes: int
-  total_steps: int
+  total_steps: int | None  # None: the data tell, and are not here
   programs: tuple[Program, ...]
 
   @property
   def days(self) -> float | None:
     """The least time of all training steps; None if it is not known."""
     seconds = [one.bound.seconds for one in self.programs if one.name == STEP and one.bound]
-    return seconds[0] * self.total_steps / 86_400 if seconds else None
+    return seconds[0] * self.total_steps / 86_400 if seconds and self.total_steps else None
 
 
 def make_plan(
@@ -75,8 +75,10 @@ def make_plan(
   """
   device = mesh.devices.flat[0]
   chip = roofline.chip_of(device)
+  known = images or config.total_steps != from_data.FROM_DATA
+  config = config.copy_and_resolve_references()
   length = config.total_steps, config.eval_every, images, config.batch_size
-  config.total_steps, config.eval_every = from_data.settled_length(*length)
+  config.total_steps, _ = from_data.settled_length(*length)
   built = train.build_step(config, mesh, num_classes)
   found = []
   if STEP in programs:
@@ -95,7 +97,7 @@ def make_plan(
     chip=chip,
     simulated=device.platform == 'gpu' and device not in jax.devices(),
     num_classes=num_classes,
-    total_steps=config.total_steps,
+    total_steps=config.total_steps if known else None,
     programs=tuple(found),
   )
 

@@ -13,6 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from triplet_det import configs, evaluate
+from triplet_det.data import from_data
 from triplet_det.detection.settings import settings_for
 from triplet_det.report import run_folder
 from triplet_det.run import checkpoints, config_history
@@ -34,7 +35,13 @@ class Run:
   seed: int | None = None  # None: the folder is given, nothing is trained
 
   def config(self, *, tested: bool = False) -> ConfigDict:
-    return load_config(self.page, *self.changes, *(self.tests if tested else ()))
+    config = load_config(self.page, *self.changes, *(self.tests if tested else ()))
+    for name in ('total_steps', 'image_side'):
+      if config[name] == from_data.FROM_DATA:
+        raise ValueError(
+          f'{self.page} leaves config.{name} to the data: runs that are compared need one, give --config.{name}=N'
+        )
+    return config
 
   def step(self) -> int:
     """The step whose weights are tested: the last one, or that of a given checkpoint.

@@ -18,7 +18,7 @@ from scripts import aot_compile
 from tests import tiny_run
 from triplet_det import dry_run, main, train
 from triplet_det.configs import photos
-from triplet_det.data import pipeline
+from triplet_det.data import from_data, pipeline
 from triplet_det.devices import compiled_program, roofline, sharding
 from triplet_det.devices.collectives import Collective, collectives
 from triplet_det.models import detector
@@ -302,12 +302,22 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(config, planned, tmp_path, m
 
 def test_a_dry_run_without_data_is_for_80_classes(config, monkeypatch, caplog):
   asked = []
-  monkeypatch.setattr(dry_run, 'make_plan', lambda config, mesh, num_classes: asked.append(num_classes))
+  monkeypatch.setattr(dry_run, 'make_plan', lambda config, mesh, *about, images: asked.append((*about, images)))
   elsewhere = config.copy_and_resolve_references()
   elsewhere.data.train.images = '/nowhere'
   dry_run.plan_here(elsewhere)
   dry_run.plan_here(config)
-  assert asked == [80, 3]
+  assert asked == [(80, 0), (3, len(pipeline.open_source(**config.data.train)))]
+
+
+def test_a_length_that_the_data_tell(config):
+  """Is not made up where they are not; the config of the caller stays."""
+  left_open = config.copy_and_resolve_references()
+  left_open.total_steps = from_data.FROM_DATA
+  lengths = [
+    dry_run.make_plan(left_open, sharding.make_mesh(), 3, programs=(), images=images).total_steps for images in (0, 400)
+  ]
+  assert lengths == [None, 3_000] and left_open.total_steps == from_data.FROM_DATA
 
 
 def test_tables_and_numbers_of_a_known_chip(planned):

@@ -108,3 +108,19 @@ def test_what_a_loop_costs():
   assert pool_gradient.started(LOOP) == 31
   with pytest.raises(ValueError, match=r'condition cond\.1 has no single limit: \[\]'):
     pool_gradient.estimated_cycles(LOOP.replace('constant(31)', 'parameter(31)'))
+  known = 'body=%body.1, backend_config={"known_trip_count":{"n":"5"}}'  # as other compilers print it
+  assert pool_gradient.started(LOOP.replace('body=%body.1', known)) == 5
+
+
+def test_the_table_for_a_device_that_is_not_here(monkeypatch, capsys):
+  """What it prints of a device of which nobody tells times, with the compiler that is here."""
+  monkeypatch.setattr(pool_gradient.aot_compile, 'devices_of', lambda topology: jax.devices('cpu'))
+  monkeypatch.setattr(sys, 'argv', ['pool_gradient.py', '--topology', 'h100:1', '--shape', '1,8,8,4'])
+  pool_gradient.main()
+  title, head, *rows = capsys.readouterr().out.splitlines()
+  assert title == 'cpu, [1, 8, 8, 4] float32'
+  assert head.split() == ['HLO,', 'kB', 'loops', 'started', 'temporary,', 'MiB', 'counted,', 'MB']
+  found = {row[:16].strip(): row[16:].split() for row in rows}
+  assert found.keys() == {f'{n}, {f}' for n in ('top', 'left') for f in (*pool_gradient.pooling.FORMS, 'automatic')}
+  assert all(len(numbers) == 5 for numbers in found.values())
+  assert [found[f'top, {form}'][1] for form in ('walking', 'leaping')] == ['2', '0']

@@ -417,6 +417,10 @@ WRONG = {
   ),
   'no_config': (['table1', *RUNS, '--config', 'configs/no.py'], 'No such file or directory'),
   'no_page': (['table1', *RUNS, '--config', 'tripplet:hg=52'], "no config page 'tripplet'; did you mean 'triplet'?"),
+  'length_from_data': (
+    ['table1', *RUNS, '--config', 'photos'],
+    'photos leaves config.total_steps to the data: runs that are compared need one, give --config.total_steps=N',
+  ),
   'speed_of_what': (
     ['speed', '--checkpoint', 'net={tmp}'],
     'no network net to measure; possible: cornernet, centernet',

@@ -56,12 +56,11 @@ def settled_length(total_steps: int, eval_every: int, images: int, batch_size: i
   A multiple of 200 from 1,200 to 20,000 steps, and an evaluation after each eighth.
   """
   if total_steps == FROM_DATA:
-    total_steps = steps_for(images, batch_size)
-    logging.info('total_steps %d, so that each of %d images is seen about %d times', total_steps, images, EPOCHS)
+    steps = -(-EPOCHS * images // (batch_size * _STEPS)) * _STEPS
+    total_steps = min(max(steps, _SHORTEST), _LONGEST)
+    if images:
+      seen = total_steps * batch_size / images
+      logging.info('total_steps %d: each of %d images is seen %.3g times', total_steps, images, seen)
   if eval_every == FROM_DATA:
     eval_every = max(1, total_steps // _EVALUATIONS)
   return total_steps, eval_every
-
-
-def steps_for(images: int, batch_size: int) -> int:
-  return min(max(-(-EPOCHS * images // (batch_size * _STEPS)) * _STEPS, _SHORTEST), _LONGEST)

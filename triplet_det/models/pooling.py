@@ -27,7 +27,7 @@ HEIGHT, WIDTH = 1, 2  # axes of [B, H, W, C]
 def running_max(x: jax.Array, axis: int, from_last: bool, form: str | None = None) -> jax.Array:
   """Maximum of the cells met so far when scanning `axis`, from the last index down or from the first up.
 
-  `form` is one of FORMS, which differ in nothing but their time; None is the platform's own.
+  `form` is one of FORMS, which give the same of finite numbers; None is the platform's own.
   """
   return _in_form('maximum', form, axis, from_last)(x)
 
@@ -149,7 +149,7 @@ def _wide(x):
 
 
 class Form(NamedTuple):
-  """One way to scan; all give the same numbers, but for the order of sums."""
+  """One way to scan; of finite numbers all give the same, but for the order of sums."""
 
   maximum: Callable  # x -> y
   forward: Callable  # x -> y, and what the gradient needs: (y, places), of which a compiler drops what it does not
