@@ -206,7 +206,7 @@ def test_decoding_is_the_librarys(tiny, tmp_path, capsys):
   )
   assert recipe['machine.cores'] >= 1 and recipe['machine.memory_gib'] > 0 and recipe['machine.cpu']
   for row in content['rows']:
-    assert list(row['runs']) == ['round 1', 'round 2']
+    assert len(row['runs']) == 2  # rounds that others disturb are left out
     for label, values in row['runs'].items():
       base = content['rows'][0]['runs'][label]['ms']
       assert values['to the first'] == pytest.approx(values['ms'] / base) and values['boxes'] > 0
