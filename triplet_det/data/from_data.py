@@ -14,7 +14,7 @@ _SMALL = 10  # percentile of the objects that is held to be small
 _PIXELS = 8  # root of width x height that a small object shall have at least: two cells of the output
 _SIDES = 64  # of the sides + 1: canvases that the images fill, and few of them
 _SMALLEST, _LARGEST = 319, 639  # pixels; below, large objects get coarse, above, an image takes too long on a CPU
-EPOCHS = 30  # how often each image is seen; docs/own_data.md has the figures
+_EPOCHS = 30  # how often each image is seen; a run on BCCD stands still there (docs/measured.md)
 _SHORTEST, _LONGEST, _STEPS = 1_200, 20_000, 200  # steps
 _EVALUATIONS = 8
 
@@ -56,7 +56,7 @@ def settled_length(total_steps: int, eval_every: int, images: int, batch_size: i
   A multiple of 200 from 1,200 to 20,000 steps, and an evaluation after each eighth.
   """
   if total_steps == FROM_DATA:
-    steps = -(-EPOCHS * images // (batch_size * _STEPS)) * _STEPS
+    steps = -(-_EPOCHS * images // (batch_size * _STEPS)) * _STEPS
     total_steps = min(max(steps, _SHORTEST), _LONGEST)
     if images:
       seen = total_steps * batch_size / images

@@ -25,9 +25,16 @@ HEIGHT, WIDTH = 1, 2  # axes of [B, H, W, C]
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def running_max(x: jax.Array, axis: int, from_last: bool, form: str | None = None) -> jax.Array:
-  """Maximum of the cells met so far when scanning `axis`, from the last index down or from the first up.
+  """[B, H, W, C] -> same: the maximum of the cells met so far when scanning `axis`.
 
-  `form` is one of FORMS, which give the same of finite numbers; None is the platform's own.
+  Args:
+    x: the map.
+    axis: HEIGHT or WIDTH.
+    from_last: whether the scan goes from the last index down, not from the first up.
+    form: one of FORMS, which give the same of finite numbers; None is the platform's own.
+
+  Raises:
+    KeyError: no such form.
   """
   return _in_form('maximum', form, axis, from_last)(x)
 
@@ -181,6 +188,7 @@ FORMS = dict(
     lambda _, places, g, axis, from_last: _gather_by_leaping(places, g, axis, from_last),
   ),
 )
+# What is fastest by compilers and, on a CPU, by the clock: docs/accelerators.md, docs/performance.md.
 FORM_ON = dict(cpu='walking', cuda='leaping', rocm='leaping', default='cummax')
 
 

@@ -15,12 +15,12 @@ import shutil
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
-import flax
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from flax import traverse_util
 
 from triplet_det.devices import sharding
 from triplet_det.run import array_digest, run_record
@@ -296,7 +296,7 @@ def _read_variables(directory: epath.Path, digest: Mapping[str, str]) -> dict[st
   """Parameters and statistics; of a state that keeps moving averages, those."""
   names = _saved_names(directory / 'state', digest)
   wanted = 'average/' if _has_averages(names) else ('params/', 'batch_stats/')
-  item = flax.traverse_util.unflatten_dict({name: 0 for name in names if name.startswith(wanted)}, sep='/')
+  item = traverse_util.unflatten_dict({name: 0 for name in names if name.startswith(wanted)}, sep='/')
   on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
   arguments = ocp.args.PyTreeRestore(item=item, restore_args=on_host, partial_restore=True)
   restored = ocp.PyTreeCheckpointHandler().restore(directory / 'state', args=arguments)
