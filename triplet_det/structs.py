@@ -12,7 +12,7 @@ from flax import struct
 
 from triplet_det.categories import CategoryTable
 
-__all__ = ['Batch', 'CategoryTable', 'Detections', 'KeypointMaps', 'Pairs', 'Peaks', 'Targets']
+__all__ = ['Batch', 'CategoryTable', 'Cells', 'Detections', 'KeypointMaps', 'Pairs', 'Peaks', 'Targets']
 
 
 @struct.dataclass
@@ -27,7 +27,10 @@ class Batch:
 
 @struct.dataclass
 class KeypointMaps:
-  """The output of one supervised stack; the center fields are None for CornerNet."""
+  """The output of one supervised stack; the center fields are None for CornerNet.
+
+  Offsets and embeddings that were computed at some `Cells` alone are [B, M, 2] and [B, M, 1] (`losses.around`: M = N K).
+  """
 
   tl_heat: jax.Array  # [B, H, W, C] float32 logits, top-left corners
   br_heat: jax.Array  # [B, H, W, C] float32 logits, bottom-right corners
@@ -53,6 +56,16 @@ class Targets:
   br_offset: jax.Array  # [B, N, 2] float32
   center_offset: jax.Array  # [B, N, 2] float32
   valid: jax.Array  # [B, N] bool, one mask for the three kinds
+
+
+@struct.dataclass
+class Cells:
+  """Where the training loss reads offsets and embeddings; flat indices y * W + x."""
+
+  tl: jax.Array  # [B, N] int32
+  br: jax.Array  # [B, N] int32
+  center: jax.Array  # [B, N] int32
+  reach: int = struct.field(pytree_node=False, default=0)  # the cells up to so far away, to all sides, are read, too
 
 
 @struct.dataclass

@@ -28,7 +28,7 @@ class Constants:
 
   config = SimpleNamespace(num_classes=CLASSES, norm_group=2)
 
-  def apply(self, variables, images, *, train, mutable):
+  def apply(self, variables, images, *, train, mutable, read=None):
     assert train and mutable == ['batch_stats']
     p = variables['params']
     bright = 0.1 * images.mean((1, 2, 3))[:, None, None, None]
@@ -252,14 +252,14 @@ for name, case in json.loads(cases).items():
 
 
 def test_donated_parameters_are_not_copied(batch, monkeypatch):
-  """XLA for CPU copies what an update might overwrite before a gradient has read it."""
+  """XLA for CPU copies what an update might overwrite before a gradient has read it: kernels, of the large ones."""
   sizes = dict(stacks=1, dims=(8, 8), blocks=(1, 1), stem_width=8, head_width=8, pool_width=8, num_classes=CLASSES)
   module = detector.build(sizes)
   state = jax.eval_shape(lambda: init_state(module, ADAM, 0))
 
   def copied():
     step = jax.jit(make_train_step(module, ADAM, seed=0), donate_argnums=0)
-    return len(re.findall(r' copy\(%?state_params', step.lower(state, batch).compile().as_text()))
+    return len(re.findall(r' copy\(%?state_params\w*kernel', step.lower(state, batch).compile().as_text()))
 
   assert copied() == 0
   monkeypatch.setattr(fast_convolution, 'after', lambda _, arrays: arrays)

@@ -15,7 +15,7 @@ from triplet_det.models.hourglass import Hourglass, Stem
 from triplet_det.models.layers import ConvBlock, Numerics, Residual
 from triplet_det.models.pooling import CascadeCornerPooling, CenterPooling, CornerPooling
 from triplet_det.run import config_limits
-from triplet_det.structs import KeypointMaps
+from triplet_det.structs import Cells, KeypointMaps
 
 # What the backward pass computes again instead of reading it from memory: all of every residual block but its input is
 # least memory and a third more arithmetic. XLA computes norms and ReLUs again by itself (docs/scaling.md).
@@ -121,8 +121,15 @@ class Detector(nn.Module):
   norm_folded: bool = False  # with the variables of `layers.fold_norms`, for testing
 
   @nn.compact
-  def __call__(self, images: jax.Array, train: bool = False) -> list[KeypointMaps]:
-    """All stacks in training, the last alone in testing. Raises ValueError for a side the levels cannot halve."""
+  def __call__(self, images: jax.Array, train: bool = False, read: Cells | None = None) -> list[KeypointMaps]:
+    """All stacks in training, the last alone in testing.
+
+    Args:
+      read: where offsets and embeddings are needed; elsewhere they may be left out, if that saves time.
+
+    Raises:
+      ValueError: a side the levels cannot halve.
+    """
     c = self.config
     c.check_side('image height', images.shape[1])
     c.check_side('image width', images.shape[2])
@@ -135,7 +142,7 @@ class Detector(nn.Module):
       x = EfficientNetLite0(numerics, inverted, name='encoder')(images, train and c.encoder_norms == 'batch')
       x = Ascent(c.dims, c.blocks, numerics, residual, name='ascent')(x, train)
       feature = ConvBlock(c.head_width, 3, numerics, name='feature_0')(x, train)
-      return [self._branches(feature, 0, numerics, train)]
+      return [self._branches(feature, 0, numerics, train, read)]
 
     maps = []
     if c.pixels != 'coco':
@@ -146,14 +153,16 @@ class Detector(nn.Module):
       feature = ConvBlock(c.head_width, 3, numerics, name=f'feature_{stack}')(y, train)
       last = stack == c.stacks - 1
       if train or last or self.is_initializing():
-        maps.append(self._branches(feature, stack, numerics, train))
+        maps.append(self._branches(feature, stack, numerics, train, read))
       if not last:
         previous = ConvBlock(c.dims[0], 1, numerics, relu=False, name=f'previous_{stack}')(x, train)
         carried = ConvBlock(c.dims[0], 1, numerics, relu=False, name=f'carried_{stack}')(feature, train)
         x = residual(c.dims[0], numerics, name=f'between_{stack}')(nn.relu(previous + carried), train)
     return maps
 
-  def _branches(self, feature: jax.Array, stack: int, numerics: Numerics, train: bool) -> KeypointMaps:
+  def _branches(
+    self, feature: jax.Array, stack: int, numerics: Numerics, train: bool, read: Cells | None
+  ) -> KeypointMaps:
     c = self.config
     corner_pooling = CascadeCornerPooling if c.cascade_corner_pooling else CornerPooling
     poolings = {corner: corner_pooling(corner, c.pool_width, numerics, parent=None) for corner in CORNERS}
@@ -162,7 +171,9 @@ class Detector(nn.Module):
     maps = {}
     for kind, pooling in poolings.items():
       branch = Branch(pooling, c.num_classes, c.dims[0], kind in CORNERS, numerics, name=f'{kind}_{stack}')
-      maps |= {f'{CORNERS.get(kind, kind)}_{output}': value for output, value in branch(feature, train).items()}
+      short = CORNERS.get(kind, kind)
+      outputs = branch(feature, train, getattr(read, short), read.reach) if read else branch(feature, train)
+      maps |= {f'{short}_{output}': value for output, value in outputs.items()}
     return KeypointMaps(**maps)
 
 

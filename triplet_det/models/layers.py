@@ -37,6 +37,13 @@ def uniform_fan_in(fan_in: int):
   return init
 
 
+def inside_windows(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Not padded, stride 1: [B, H, W, C] by [k, k, C, D] -> [B, H - k + 1, W - k + 1, D]; for many images of few cells."""
+  side, height, width = kernel.shape[0], x.shape[1] - kernel.shape[0] + 1, x.shape[2] - kernel.shape[1] + 1
+  shifted = [x[:, row : row + height, column : column + width] for row in range(side) for column in range(side)]
+  return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[3])
+
+
 class Conv(nn.Module):
   """k x k convolution of [B, H, W, C] with padding (k - 1) // 2; parameters float32, computed in `dtype`."""
 
@@ -47,11 +54,13 @@ class Conv(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, *, padded: bool = True) -> jax.Array:
+    """Not padded: a cell for each window that lies inside x, [B, H - k + 1, W - k + 1, features]."""
     fan_in = self.kernel * self.kernel * x.shape[-1]
     shape = (self.kernel, self.kernel, x.shape[-1], self.features)
     kernel = self.param('kernel', uniform_fan_in(fan_in), shape)
-    y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    y = convolve(x, kernel, self.stride) if padded else inside_windows(x, kernel)
     if self.bias == 'none':
       return y
     init = uniform_fan_in(fan_in) if self.bias == 'uniform' else nn.initializers.constant(self.bias)

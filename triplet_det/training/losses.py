@@ -127,7 +127,7 @@ def detection_loss(
   """Eq. (2), averaged over the supervised stacks.
 
   Args:
-    maps: one KeypointMaps per stack.
+    maps: one KeypointMaps per stack, whole or read at the cells of `targets` and `reach` around them.
     targets: of `targets.render`.
     group: images per group (6 as published; None: the whole batch). B must be a multiple.
     reach: cells around a keypoint, to each side, whose offset leads to it and whose embedding is drawn to that of its
@@ -144,21 +144,27 @@ def detection_loss(
   def focal(heat, target):
     return focal_loss(heat, target, group=group)
 
-  def offset(field, cells, target):
-    near, inside, away = around(cells, field.shape[1:3], reach)
-    read = _at_cells(field, near.reshape(batch, -1))
-    target = (target[:, :, None] - away).reshape(read.shape)
-    return offset_loss(read, target, (inside & targets.valid[..., None]).reshape(batch, -1), group=group)
+  def read(field, cells):
+    """[B, N, K, D] around each keypoint, [B, N, K] whether that is inside the map, [K, 2] where it is."""
+    near, inside, away = around(cells, targets.tl_heat.shape[1:3], reach)
+    there = _at_least_float32(field) if field.ndim == 3 else _at_cells(field, near.reshape(batch, -1))
+    return there.reshape(*near.shape, -1), inside, away
 
-  def embeddings_near(field, cells):
-    near, inside, away = around(cells, field.shape[1:3], reach)
-    return _at_cells(field, near.reshape(batch, -1)).reshape(near.shape), inside & (away != 0).any(-1)
+  def offset(field, cells, target):
+    there, inside, away = read(field, cells)
+    target = target[:, :, None] - away
+    valid = (inside & targets.valid[..., None]).reshape(batch, -1)
+    return offset_loss(there.reshape(batch, -1, 2), target.reshape(batch, -1, 2), valid, group=group)
+
+  def embeddings(field, cells):
+    """[B, N] of the keypoints themselves, then what `pull_push_loss` wants of those near them."""
+    there, inside, away = read(field, cells)
+    return there[:, :, len(away) // 2, 0], (there[..., 0], inside & (away != 0).any(-1))
 
   def stack_terms(m: KeypointMaps) -> dict[str, jax.Array]:
-    tl_embed = _at_cells(m.tl_embed, targets.tl_cell)[..., 0]
-    br_embed = _at_cells(m.br_embed, targets.br_cell)[..., 0]
-    near = [embeddings_near(m.tl_embed, targets.tl_cell), embeddings_near(m.br_embed, targets.br_cell)] if reach else ()
-    pull, push = pull_push_loss(tl_embed, br_embed, targets.valid, near)
+    tl_embed, tl_near = embeddings(m.tl_embed, targets.tl_cell)
+    br_embed, br_near = embeddings(m.br_embed, targets.br_cell)
+    pull, push = pull_push_loss(tl_embed, br_embed, targets.valid, [tl_near, br_near] if reach else ())
     focal_corner = focal(m.tl_heat, targets.tl_heat) + focal(m.br_heat, targets.br_heat)
     terms = dict(focal_corner=focal_corner, pull=pull_weight * pull, push=push_weight * push)
     top_left = offset(m.tl_offset, targets.tl_cell, targets.tl_offset)

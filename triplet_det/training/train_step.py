@@ -11,7 +11,7 @@ from flax import struct
 
 from triplet_det.models import fast_convolution, input_pixels
 from triplet_det.models.detector import Detector
-from triplet_det.structs import Batch
+from triplet_det.structs import Batch, Cells
 from triplet_det.training import colour_augmentation, losses, targets
 from triplet_det.training.optimizer import without_gradients
 
@@ -100,7 +100,8 @@ def make_train_step(
     radius = dict(min_overlap=min_overlap, published_radius=published_radius)
     goal = targets.of_batch(batch, num_classes=config.num_classes, **radius)
     variables = {'params': without_gradients(params, freeze), 'batch_stats': batch_stats}
-    maps, updated = module.apply(variables, images, train=True, mutable=['batch_stats'])
+    read = Cells(goal.tl_cell, goal.br_cell, goal.center_cell, keypoint_reach)
+    maps, updated = module.apply(variables, images, train=True, read=read, mutable=['batch_stats'])
     loss, terms = losses.detection_loss(maps, goal, group=config.norm_group, reach=keypoint_reach)
     return loss, (dict(terms, loss=loss), updated['batch_stats'])
 
