@@ -57,6 +57,8 @@ def get_config(variant: str = 'hg=104') -> ConfigDict:
   config.model.encoder = 'hourglass'  # the paper's; configs/photos.py has another
   config.model.encoder_norms = 'batch'  # statistics of its norms in training, or fixed as it brings them
   config.model.pixels = 'coco'  # whose statistics pixels are normalised by; mmdetection's weights: imagenet
+  # On an accelerator, of float32: default is TF32 or bfloat16, the paper's GPUs had neither: highest (accelerators.md).
+  config.model.precision = 'default'
   config.model.update(center_branch=True, center_pooling=True, cascade_corner_pooling=True)
   config.model.update(dtype='float32', remat='none', norm_running='first')  # norm_running: published
 

@@ -124,21 +124,29 @@ def training_step(built: BuiltStep, chip: roofline.Chip | None, devices: int, ac
     'averages': state.average,
     'images and boxes': built.batch,
   }
-  apply_fn = functools.partial(built.module.apply, train=True, mutable=['batch_stats'])
-  weights = {'params': state.params, 'batch_stats': state.batch_stats}
-  normalised = jax.ShapeDtypeStruct(images.shape, np.float32)
   return compile_program(
     STEP,
     built.train_step.lower(state, built.batch),
     {name: bytes_on_device(part) for name, part in parts.items()},
     chip,
     images=images.shape[0],
-    useful_flops=roofline.network_flops(apply_fn, weights, normalised, train=True) / devices,
+    useful_flops=step_flops(built) / devices,
     turns=accumulate,
     # Adam reads gradient, parameter and two moments, and writes the last three.
     bytes_outside=7 * bytes_on_device(state.params),
     what_helps='more devices, model.dtype=bfloat16, model.remat=blocks, accumulate, state_shards',
   )
+
+
+def step_flops(built: BuiltStep) -> int:
+  """The arithmetic of the network in a training step on all devices, see `roofline.network_flops`."""
+  variables = {'params': built.state.params, 'batch_stats': built.state.batch_stats}
+  images = jax.ShapeDtypeStruct(built.batch.images.shape, np.float32)
+
+  def apply_fn(variables, images, read):
+    return built.module.apply(variables, images, train=True, read=read, mutable=['batch_stats'])
+
+  return roofline.network_flops(apply_fn, variables, images, built.read, train=True)
 
 
 def _detection(

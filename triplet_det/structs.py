@@ -29,7 +29,7 @@ class Batch:
 class KeypointMaps:
   """The output of one supervised stack; the center fields are None for CornerNet.
 
-  Offsets and embeddings that were computed at some `Cells` alone are [B, M, 2] and [B, M, 1] (`losses.around`: M = N K).
+  Offsets and embeddings that were computed at `Cells` alone are [B, N K, 2] and [B, N K, 1], see `losses.around`.
   """
 
   tl_heat: jax.Array  # [B, H, W, C] float32 logits, top-left corners

@@ -27,7 +27,7 @@ from triplet_det.run.metric_writers import METRICS_FILE, MetricWriter, read_metr
 from triplet_det.run.own_commit import own_commit
 from triplet_det.run.progress import ProgressLine, duration
 from triplet_det.run.stop_signal import stop_signal
-from triplet_det.structs import Batch
+from triplet_det.structs import Batch, Cells
 from triplet_det.training import finetune, optimizer
 from triplet_det.training.train_step import BuiltStep, init_state, make_train_step
 
@@ -268,6 +268,7 @@ def build_step(config: ConfigDict, mesh: jax.sharding.Mesh, num_classes: int) ->
     return jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=sharding.over_data(mesh))
 
   side, objects = config.input_size, config.augment.max_objects
+  cells = rows(np.int32, objects)
   return BuiltStep(
     model=model,
     module=module,
@@ -279,6 +280,7 @@ def build_step(config: ConfigDict, mesh: jax.sharding.Mesh, num_classes: int) ->
       classes=rows(np.int32, objects),
       valid=rows(np.bool_, objects),
     ),
+    read=Cells(cells, cells, cells, config.keypoint_reach),
     fresh_state=jax.jit(fresh_state, out_shardings=placed),
     train_step=jax.jit(
       step_fn,

@@ -19,10 +19,11 @@ import numpy as np
 from absl import flags
 
 from scripts.paper.side_by_side import Row, as_json, as_text
-from scripts.timing import detection_parts, own_process, quiet_pairs
+from scripts.timing import detection_parts, own_process, quiet_pairs, training_step
 from scripts.timing.benchmark_table import GEMM, OURS, SLOWER, TORCH, Figures, compare, table_of, timed_row
 from scripts.timing.detection_parts import NETWORKS, SETTINGS, SIZES, SOUND
 from scripts.timing.own_process import OwnProcess
+from triplet_det import dry_run
 from triplet_det.categories import CategoryTable
 from triplet_det.data import pipeline
 from triplet_det.detection import batches, trained_network
@@ -49,7 +50,7 @@ def network(options: Options, take_turns: TakeTurns) -> Figures:
 def train_step(options: Options, take_turns: TakeTurns) -> Figures:
   """Colours, targets, network, loss, gradients and Adam; the twin finds images and targets ready."""
   side, batch = options.size, options.batch
-  flops = detection_parts.network_flops(options.model, side, side, images=batch, train=True)
+  flops = dry_run.step_flops(training_step.build(options.model, batch, side)[0])
   row = f'{options.title}, batch {batch}'
   return _against_twin(options, take_turns, row, 'training_step:train_step', flops, batch=batch, side=side)
 

@@ -50,13 +50,12 @@ def noise(height: int, width: int) -> np.ndarray:
   return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def network_flops(model: Mapping, height: int, width: int, *, images: int = 2, train: bool = False) -> int:
-  """Of the convolutions, see `roofline.network_flops`; `images` counts mirror images too."""
+def network_flops(model: Mapping, height: int, width: int) -> int:
+  """Of the convolutions for an image and its mirror image, see `roofline.network_flops`."""
   module = detector.build(model)
-  shapes = jax.ShapeDtypeStruct((images, height, width, 3), np.float32)
+  shapes = jax.ShapeDtypeStruct((2, height, width, 3), np.float32)
   variables = jax.eval_shape(module.init, jax.random.key(0), shapes)
-  apply = functools.partial(module.apply, train=train, mutable=['batch_stats'])
-  return roofline.network_flops(apply, variables, shapes, train=train)
+  return roofline.network_flops(module.apply, variables, shapes, train=False)
 
 
 def compile_network(

@@ -22,6 +22,7 @@ from triplet_det.data import from_data, pipeline
 from triplet_det.devices import compiled_program, roofline, sharding
 from triplet_det.devices.collectives import Collective, collectives
 from triplet_det.models import detector
+from triplet_det.structs import Cells
 
 ROOT = Path(__file__).parents[2]
 
@@ -145,6 +146,24 @@ def test_rematerialisation_is_no_arithmetic_of_the_network():
   counts = [flops(remat, train=True, mutable=['batch_stats']) for remat in detector.REMAT]
   assert len(set(counts)) == 1
   assert 2.9 < counts[0] / flops('none') < 3  # not 3, because images need no gradient
+
+
+def test_what_no_loss_reads_is_not_computed():
+  """Five hidden layers, of offsets and embeddings, on the whole map or where they are read."""
+  module = detector.build(detector.VARIANTS['tiny'])
+  images = jax.ShapeDtypeStruct((2, 127, 127, 3), np.float32)
+  variables = jax.eval_shape(module.init, jax.random.key(0), images)
+  cells = jax.ShapeDtypeStruct((2, 8), np.int32)
+
+  def flops(*read):
+    def apply_fn(variables, images, *cells):
+      at = Cells(*cells) if cells else None
+      return module.apply(variables, images, train=True, read=at, mutable=['batch_stats'])
+
+    return roofline.network_flops(apply_fn, variables, images, *read, train=True)
+
+  hidden = 2 * 2 * 32 * 32 * (3 * 32 - 2) ** 2  # images, widths, taps without those on the padding
+  assert flops() - flops(cells, cells, cells) == pytest.approx(3 * 5 * hidden, rel=0.02)
 
 
 def test_the_roofline_by_hand():

@@ -77,7 +77,7 @@ def test_reading_at_cells_is_reading_of_the_maps(case, reach):
 
 def test_many_cells_are_read_of_the_maps(case):
   """Windows that overlap would be larger than the map."""
-  module, variables, images, goal = case
+  module, variables, images, _ = case
   many = jnp.zeros((2, 15), jnp.int32)
   maps = jax.eval_shape(functools.partial(module.apply, read=Cells(many, many, many)), variables, images)
   assert maps[0].tl_offset.shape == (2, CELLS, CELLS, 2)

@@ -503,7 +503,6 @@ def test_the_network_alone(tiny, tmp_path, capsys, monkeypatch):
   variables = jax.eval_shape(module.init, jax.random.key(0), images)
   counted = jax.jit(module.apply).lower(variables, images).cost_analysis()['flops']
   assert flops == pytest.approx(counted, rel=0.1)  # norms and pools are not in ours
-  assert 2.8 < detection_parts.network_flops(TINY, 63, 63, train=True) / flops < 3
 
   monkeypatch.setattr(commands, 'OwnProcess', Here)
   code, printed = run(capsys, 'network', '--hg', 'tiny', '--size', '63', '--json', str(tmp_path / 'network.json'))

@@ -26,7 +26,7 @@ SIDE, CELLS, CLASSES = 63, 16, 2
 class Constants:
   """A network whose maps are constants plus the images' brightness; its statistics are the images it was shown."""
 
-  config = SimpleNamespace(num_classes=CLASSES, norm_group=2)
+  config = SimpleNamespace(num_classes=CLASSES, norm_group=2, precision='default')
 
   def apply(self, variables, images, *, train, mutable, read=None):
     assert train and mutable == ['batch_stats']
@@ -265,6 +265,23 @@ def test_donated_parameters_are_not_copied(batch, monkeypatch):
   monkeypatch.setattr(fast_convolution, 'after', lambda _, arrays: arrays)
   jax.clear_caches()
   assert copied() > 10
+
+
+@pytest.mark.parametrize('remat', detector.REMAT)
+def test_every_product_of_a_step_has_the_precision_of_the_network(batch, remat):
+  """Gradients as well, whose convolutions have rules of their own."""
+  sizes = dict(stacks=1, dims=(8, 8), blocks=(1, 1), stem_width=8, head_width=8, pool_width=8, num_classes=CLASSES)
+
+  def precisions(precision):
+    module = detector.build(dict(sizes, remat=remat, precision=precision))
+    state = jax.eval_shape(lambda: init_state(module, ADAM, 0))
+    step = jax.make_jaxpr(make_train_step(module, ADAM, seed=0))(state, batch)
+    return re.findall(r'(?:conv_general_dilated|dot_general)\[.*?precision=(?:\(Precision\.)?(\w+)', str(step), re.S)
+
+  with jax.default_matmul_precision('default'):
+    plain, high = precisions('default'), precisions('high')
+  assert len(plain) == len(high) > 100
+  assert set(high) - {'HIGH'} == set(plain) - {'DEFAULT', 'None'} == set()
 
 
 @pytest.fixture(scope='module')

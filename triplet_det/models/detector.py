@@ -1,5 +1,6 @@
 """CenterNet and CornerNet as one network whose switches are the columns of Table 4 (Fig. 2)."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +25,8 @@ ENCODERS = ('hourglass', LITE0_NAME)  # the paper's, and one that can start with
 # What the norms of an encoder that comes with weights normalise with in training: the statistics of the batch, as all
 # other norms, or its running statistics, fixed at those that it brings; a few images at a time know less than ImageNet.
 ENCODER_NORMS = ('batch', 'fixed')
+# How accelerators multiply float32: as JAX is set, by default in TF32 (GPUs) and bfloat16 (TPUs), or in more steps.
+PRECISIONS = ('default', 'high', 'highest')
 CORNERS = {'top_left': 'tl', 'bottom_right': 'br'}  # and how `KeypointMaps` call them
 
 
@@ -42,6 +45,7 @@ class DetectorConfig:
   center_pooling: bool = True  # CTP; needs center_branch
   cascade_corner_pooling: bool = True  # CCP; False is corner pooling
   dtype: str = 'float32'  # of the computation; parameters, statistics and last layers stay float32
+  precision: str = 'default'  # one of PRECISIONS
   norm_group: int | None = None  # images per group of norm statistics; None: the whole batch
   norm_running: str = 'all'  # groups that update the running statistics; published: 'first'
   remat: str = 'none'  # one of REMAT
@@ -56,7 +60,7 @@ class DetectorConfig:
         f'{len(self.blocks)} blocks {self.blocks}'
       )
     for key, possible in (
-      *(('norm_running', ('all', 'first')), ('remat', REMAT)),
+      *(('norm_running', ('all', 'first')), ('remat', REMAT), ('precision', PRECISIONS)),
       *(('encoder', ENCODERS), ('encoder_norms', ENCODER_NORMS), ('pixels', tuple(input_pixels.STATISTICS))),
     ):
       if getattr(self, key) not in possible:
@@ -130,6 +134,10 @@ class Detector(nn.Module):
     Raises:
       ValueError: a side the levels cannot halve.
     """
+    with multiplying(self.config.precision):
+      return self._maps(images, train, read)
+
+  def _maps(self, images: jax.Array, train: bool, read: Cells | None) -> list[KeypointMaps]:
     c = self.config
     c.check_side('image height', images.shape[1])
     c.check_side('image width', images.shape[2])
@@ -175,6 +183,11 @@ class Detector(nn.Module):
       outputs = branch(feature, train, getattr(read, short), read.reach) if read else branch(feature, train)
       maps |= {f'{short}_{output}': value for output, value in outputs.items()}
     return KeypointMaps(**maps)
+
+
+def multiplying(precision: str) -> contextlib.AbstractContextManager:
+  """What is traced inside multiplies so; for a step as a whole, since gradients are traced after the network."""
+  return contextlib.nullcontext() if precision == 'default' else jax.default_matmul_precision(precision)
 
 
 def build(model_config: Mapping[str, Any]) -> Detector:

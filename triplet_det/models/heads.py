@@ -69,7 +69,7 @@ def _worth_cutting(cells: jax.Array, reach: int, x: jax.Array) -> bool:
 
 def _windows(x: jax.Array, cells: jax.Array, reach: int) -> jax.Array:
   """[B, H, W, C] around cells [B, N] -> [B N, 2 reach + 1, 2 reach + 1, C], zeros outside the map."""
-  batch, height, width, channels = x.shape
+  batch, _, width, channels = x.shape
   steps = jnp.arange(2 * reach + 1)
   rows, columns = cells[..., None, None] // width + steps[:, None], cells[..., None, None] % width + steps
   padded = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0))).reshape(batch, -1, channels)

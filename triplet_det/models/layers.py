@@ -38,7 +38,7 @@ def uniform_fan_in(fan_in: int):
 
 
 def inside_windows(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Not padded, stride 1: [B, H, W, C] by [k, k, C, D] -> [B, H - k + 1, W - k + 1, D]; for many images of few cells."""
+  """[B, H, W, C] by [k, k, C, D] -> [B, H - k + 1, W - k + 1, D], not padded; for many images of few cells."""
   side, height, width = kernel.shape[0], x.shape[1] - kernel.shape[0] + 1, x.shape[2] - kernel.shape[1] + 1
   shifted = [x[:, row : row + height, column : column + width] for row in range(side) for column in range(side)]
   return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[3])

@@ -200,7 +200,7 @@ def model_differences(
     f'{key}: {saved.get(key, "default")} there, {wanted.get(key, "default")} here'
     for key in sorted(set(saved) | set(wanted))
     if saved.get(key) != wanted.get(key)
-    and key not in ('dtype', 'remat', 'norm_group', 'norm_running', 'encoder_norms', *apart_from)
+    and key not in ('dtype', 'precision', 'remat', 'norm_group', 'norm_running', 'encoder_norms', *apart_from)
   ]
 
 

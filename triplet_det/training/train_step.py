@@ -10,7 +10,7 @@ import optax
 from flax import struct
 
 from triplet_det.models import fast_convolution, input_pixels
-from triplet_det.models.detector import Detector
+from triplet_det.models.detector import Detector, multiplying
 from triplet_det.structs import Batch, Cells
 from triplet_det.training import colour_augmentation, losses, targets
 from triplet_det.training.optimizer import without_gradients
@@ -41,6 +41,7 @@ class BuiltStep:
   rate: optax.Schedule
   state: TrainState  # of jax.ShapeDtypeStruct, with shardings
   batch: Batch  # the same
+  read: Cells  # where it reads offsets and embeddings, the same
   fresh_state: Callable[[], TrainState]  # jitted
   train_step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); the state is donated
 
@@ -129,7 +130,8 @@ def make_train_step(
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     draws = colour_augmentation.draw_colours(key, batch.images.shape[0], jitter=colour_jitter, lighting=lighting)
     compute = gradient_of if accumulate == 1 else over_parts
-    gradients, (metrics, batch_stats) = compute(state.params, state.batch_stats, batch, draws)
+    with multiplying(config.precision):
+      gradients, (metrics, batch_stats) = compute(state.params, state.batch_stats, batch, draws)
     metrics['gradient_norm'] = optax.tree.norm(gradients)
     # All gradients, then the first update: else XLA for CPU keeps a copy of all parameters, which are donated.
     gradients = jax.lax.platform_dependent(
