@@ -87,4 +87,5 @@ def _start_from_imagenet(config: ConfigDict) -> None:
   config.freeze = 'encoder/(stem|stage_[01]_|.*/norm/)'
   config.optimizer.update(base=1.5e-3, encoder_factor=0.3, warmup_steps=50)
   config.total_steps = config.eval_every = from_data.FROM_DATA
+  config.patience = 4
   config.checkpoint_every = 200

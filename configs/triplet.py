@@ -89,6 +89,7 @@ def get_config(variant: str = 'hg=104') -> ConfigDict:
   config.log_every = 100
   config.checkpoint_every = 5_000
   config.eval_every = 25_000
+  config.patience = 0  # evaluations without a better AP after which the run ends; 0: it goes to its end
 
   # Testing (Sec. 3.4): the image and its mirror image at the original resolution, top 70, soft-NMS, best 100.
   config.test = overridable(PUBLISHED_CENTERNET)

@@ -11,6 +11,7 @@ import re
 import signal
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -364,6 +365,45 @@ def test_the_best_weights_are_kept_by_ap(config, evaluations, tmp_path):
   assert best(tmp_path) == (4, 0.5, [4, 4, 4])
   assert {p.name for p in (tmp_path / 'checkpoints').iterdir()} == {'9', '10'}
   assert evaluations.done == [2, 4, 6, 8, 10]
+
+
+def test_a_run_whose_ap_stands_still_ends(config, evaluations, tmp_path, caplog):
+  """Started again it ends at once, with more patience it goes on, and best is what was best."""
+  evaluations.found |= {2: 0.2, 4: 0.5, 6: float('nan'), 8: 0.5, 10: 0.6}
+  config.patience = 2
+  with caplog.at_level(logging.INFO):
+    assert train.train(config, tmp_path)['AP'] == 0.5
+    assert train.train(config, tmp_path)['AP'] == 0.5
+  said = [message for message in caplog.messages if message.startswith('the run ends')]
+  assert said[0] == said[1] and evaluations.done == [2, 4, 6, 8]
+  assert said[0].startswith('the run ends at step 8: AP was best at step 4, 0.500, and no better in the last 2 eval')
+  assert best(tmp_path) == (4, 0.5, [4, 4, 4])
+  config.patience = 3
+  assert train.train(config, tmp_path)['AP'] == 0.6
+  assert best(tmp_path) == (10, 0.6, [10, 10, 10])
+
+
+def test_an_ap_that_has_not_begun_to_rise_does_not_stand_still(config, evaluations, tmp_path):
+  config.patience = 1
+  evaluations.found |= {4: float('nan'), 8: 0.1, 10: 0.1}
+  train.train(config, tmp_path)
+  assert evaluations.done == [2, 4, 6, 8, 10]
+
+
+def test_evaluations_of_other_data_do_not_try_patience(config, evaluations, tmp_path):
+  evaluations.found |= {2: 0.9, 4: 0.8, 6: 0.1, 8: 0.2, 10: 0.2}
+  config.total_steps, config.patience = 4, 2
+  train.train(config, tmp_path)
+  truth = json.loads(Path(config.data.eval.annotations).read_text())
+  path = tmp_path / 'fewer.json'
+  path.write_text(json.dumps(truth | {'annotations': truth['annotations'][:-1]}))
+  config.data.eval.annotations, config.total_steps = str(path), STEPS
+  for step in (2, 4):  # as evaluations write it; the digest is that of the data before
+    folder = evaluate.evaluation_folder(tmp_path, step)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'metrics.json').write_text('{"fingerprint": {"annotations": "other"}}')
+  train.train(config, tmp_path)
+  assert evaluations.done == [2, 4, 4, 6, 8, 10]
 
 
 def test_the_best_is_compared_between_equal_evaluation_data_only(config, evaluations, tmp_path, caplog):

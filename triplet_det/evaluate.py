@@ -192,6 +192,28 @@ def logged(workdir: epath.Path, step: int, annotations: str) -> dict[str, float]
   return {k.removeprefix('eval/'): value for row in rows for k, value in row.items() if k.startswith('eval/')}
 
 
+def stands_still(workdir: epath.Path, annotations: str, patience: int) -> str:
+  """What to say if the last `patience` evaluations in training brought no better AP.
+
+  Empty if one did, for patience 0, and as long as AP is 0: that has not begun to rise. Evaluations of other annotations
+  than those with this digest do not count.
+  """
+  if not patience:
+    return ''
+  rows = metric_writers.read_metrics(workdir / metric_writers.METRICS_FILE)
+  found = [(step, logged(workdir, step, annotations)) for step in sorted({r['step'] for r in rows if 'eval/AP' in r})]
+  found = [(step, max(-1.0, metrics['AP'])) for step, metrics in found if metrics]  # NaN, with nothing to find, is -1
+  if len(found) <= patience:
+    return ''
+  best, (step, ap) = max(enumerate(found), key=lambda one: one[1][1])  # the first of equal ones
+  if len(found) - 1 - best < patience or ap <= 0:
+    return ''
+  return (
+    f'the run ends at step {found[-1][0]}: AP was best at step {step}, {ap:.3f}, and no better in the last '
+    f'{len(found) - 1 - best} evaluations (patience {patience}; --config.patience=0 goes on)'
+  )
+
+
 def check_categories(
   source: pipeline.Source,
   categories: CategoryTable,

@@ -151,6 +151,12 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
         logging.warning('report.html is not renewed: %s', error)
     return found
 
+  def is_over() -> bool:
+    said = evaluate.stands_still(workdir, record.evaluated_on, config.patience) if is_first_host else ''
+    if over := sharding.first_host_says(bool(said)):
+      logging.info('%s', said)
+    return over
+
   def is_evaluated(step: int) -> bool:
     return evaluates and step > 0 and (step % config.eval_every == 0 or step == config.total_steps)
 
@@ -194,12 +200,14 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     for one in (writer, checkpoints, batches, progress):  # the last first
       end.callback(one.close)
     with stop_signal() as stop, endings.kept(save_the_rest, checkpoints.sweep, unless=(NonFiniteLoss, Preempted)):
+      last_step = config.total_steps
       if is_evaluated(step):  # stopped between the checkpoint and the end of its evaluation, or already at the end
         metrics = evaluate.logged(workdir, step, record.evaluated_on) or evaluate_now()
-      if step < config.total_steps:
+        last_step = step if is_over() else last_step
+      if step < last_step:
         logging.info('compiling the training step ...')
       started = time.monotonic()
-      for step in range(first_step + 1, config.total_steps + 1):
+      for step in range(first_step + 1, last_step + 1):
         asked = time.monotonic()
         if (rows := stop.unless_it_comes(lambda: next(batches))) is None:
           step -= 1
@@ -224,7 +232,9 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
         if is_evaluated(step):
           progress.clear()
           metrics = evaluate_now()
-      logging.info('%d steps in %s', config.total_steps - first_step, duration(time.monotonic() - started))
+          if is_over():
+            break
+      logging.info('%d steps in %s', step - first_step, duration(time.monotonic() - started))
   if is_first_host:
     plots.write_learning_curves(workdir, read_metrics(workdir / METRICS_FILE))
   return metrics

@@ -67,14 +67,13 @@ def test_a_size_that_is_given_needs_no_annotations(tmp_path):
 @pytest.mark.parametrize(
   ('images', 'batch', 'steps'),
   [
-    (205, 4, 1_600),  # 30 x 205 / 4 = 1,537.5
-    (448, 4, 3_400),  # 3,360
-    (448, 8, 1_800),  # 1,680
-    (8, 4, 1_200),
-    (160, 4, 1_200),  # just that
-    (161, 4, 1_400),  # 1,207.5
+    (448, 4, 3_400),  # 30 x 448 / 4 = 3,360
+    (448, 2, 6_800),  # 6,720
+    (8, 4, 2_000),
+    (266, 4, 2_000),  # 1,995
+    (267, 4, 2_200),  # 2,002.5
     (118_287, 4, 20_000),
-    (0, 4, 1_200),
+    (0, 4, 2_000),
   ],
 )
 def test_each_image_is_seen_thirty_times(images, batch, steps):
@@ -85,4 +84,4 @@ def test_each_image_is_seen_thirty_times(images, batch, steps):
 def test_what_is_given_is_kept():
   assert from_data.settled_length(7, 3, 205, 4) == (7, 3)
   assert from_data.settled_length(7, -1, 205, 4) == (7, 1)
-  assert from_data.settled_length(-1, 100, 205, 4) == (1_600, 100)
+  assert from_data.settled_length(-1, 100, 448, 4) == (3_400, 100)

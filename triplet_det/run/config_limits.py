@@ -7,7 +7,16 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 _COUNTS = 'log_every', 'checkpoint_every', 'eval_batch_size', 'input_size'
-_FROM_0 = 'seed', 'group_size', 'data.num_workers', 'data.num_threads', 'augment.border', 'lighting', 'keypoint_reach'
+_FROM_0 = (
+  'seed',
+  'group_size',
+  'data.num_workers',
+  'data.num_threads',
+  'augment.border',
+  'lighting',
+  'keypoint_reach',
+  'patience',
+)
 _FROM_0_OF_ADAM = tuple(
   f'optimizer.{name}' for name in ('warmup_steps', 'clip_norm', 'reference_batch', 'encoder_factor')
 )
