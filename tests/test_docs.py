@@ -204,6 +204,9 @@ BY_TEST = {
     'scripts/checks/full_size.py hourglass-104',
     'scripts/checks/full_size.py hourglass-52 hourglass-104',
   ],
+  'tests/scripts/test_checks.py::test_host_share': [
+    'scripts/checks/host_share.py --config configs/shapes.py --steps 60',
+  ],
   'tests/scripts/test_checks.py::test_kill_test': [
     'scripts/checks/kill_test.py --out DIR',
     'scripts/checks/kill_test.py --out /tmp/kill_test',

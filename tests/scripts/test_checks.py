@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from scripts.checks import full_size, kill_test, pool_gradient
+from scripts.checks import full_size, host_share, kill_test, pool_gradient
+from tests import tiny_run
 from triplet_det.models import detector
 
 
@@ -124,3 +125,24 @@ def test_the_table_for_a_device_that_is_not_here(monkeypatch, capsys):
   assert found.keys() == {f'{n}, {f}' for n in ('top', 'left') for f in (*pool_gradient.pooling.FORMS, 'automatic')}
   assert all(len(numbers) == 5 for numbers in found.values())
   assert [found[f'top, {form}'][1] for form in ('walking', 'leaping')] == ['2', '0']
+
+
+def test_covered_time():
+  """Of intervals that touch, overlap, lie within others and reach over both ends, against a clock of ticks."""
+  intervals = [(0, 12), (20, 30), (25, 27), (29, 35), (35, 40), (50, 51), (95, 120), (130, 140)]
+  ticks = sum(any(begin <= tick + 0.5 < end for begin, end in intervals) for tick in range(10, 100))
+  assert host_share.covered(intervals[::-1], 10, 100) == ticks == 28
+  assert host_share.covered([], 10, 100) == 0
+
+
+def test_host_share(tmp_path):
+  """A run of the tiny network; a share of its time between steps is not computed in, and not all of it."""
+  values = {**tiny_run.OVERRIDES, **tiny_run.coco_data(tmp_path)}
+  command = [sys.executable, 'scripts/checks/host_share.py', '--config', tiny_run.PAGE]
+  command += [f'--config.{name}={value}' for name, value in values.items()]
+  found = subprocess.run(
+    command, cwd=tiny_run.ROOT, env=tiny_run.environment(), capture_output=True, text=True, timeout=300
+  )
+  assert found.returncode == 0, found.stderr
+  said = re.search(r'(\d+) steps of \d+ ms: nothing is computed in ([\d.]+)% of the time', found.stdout)
+  assert int(said[1]) == 36 and 0 < float(said[2]) < 100
