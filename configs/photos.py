@@ -77,15 +77,12 @@ def get_config(variant: str = 'encoder=efficientnet_lite0') -> ConfigDict:
 def _start_from_imagenet(config: ConfigDict) -> None:
   """For an encoder that has seen photos (docs/own_data.md has the figures)."""
   config.init_from = 'imagenet'
-  # A step takes 0.7 of the time of crops of 255, whose maps, 64 cells wide, do not suit a CPU's cache.
-  config.input_size = 223
-  config.augment.border = 56
   config.image_side = from_data.FROM_DATA
   config.test.canvas_multiple = 64
   # The first layers are good as they are, and their gradients would cost half of a step; norms are fixed, see
   # `detector.ENCODER_NORMS`. What is trained of the encoder goes slower than the rest, which starts from nothing.
   config.freeze = 'encoder/(stem|stage_[01]_|.*/norm/)'
-  config.optimizer.update(base=1.5e-3, encoder_factor=0.3, warmup_steps=50)
+  config.optimizer.update(encoder_factor=0.3, warmup_steps=50)
   config.total_steps = config.eval_every = from_data.FROM_DATA
   config.patience = 4
   config.checkpoint_every = 200

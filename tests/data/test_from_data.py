@@ -67,13 +67,13 @@ def test_a_size_that_is_given_needs_no_annotations(tmp_path):
 @pytest.mark.parametrize(
   ('images', 'batch', 'steps'),
   [
-    (448, 4, 3_200),  # 28 x 448 / 4 = 3,136
-    (448, 2, 6_400),  # 6,272
-    (8, 4, 2_000),
-    (285, 4, 2_000),  # 1,995
-    (286, 4, 2_200),  # 2,002
+    (448, 4, 2_200),  # 18 x 448 / 4 = 2,016
+    (448, 2, 4_200),  # 4,032
+    (8, 4, 1_600),
+    (355, 4, 1_600),  # 1,597.5
+    (356, 4, 1_800),  # 1,602
     (118_287, 4, 20_000),
-    (0, 4, 2_000),
+    (0, 4, 1_600),
   ],
 )
 def test_each_image_is_seen_often_enough(images, batch, steps):
@@ -84,4 +84,4 @@ def test_each_image_is_seen_often_enough(images, batch, steps):
 def test_what_is_given_is_kept():
   assert from_data.settled_length(7, 3, 205, 4) == (7, 3)
   assert from_data.settled_length(7, -1, 205, 4) == (7, 1)
-  assert from_data.settled_length(-1, 100, 448, 4) == (3_200, 100)
+  assert from_data.settled_length(-1, 100, 448, 4) == (2_200, 100)
