@@ -375,7 +375,7 @@ def test_a_run_whose_ap_stands_still_ends(config, evaluations, tmp_path, caplog)
     assert train.train(config, tmp_path)['AP'] == 0.5
     assert train.train(config, tmp_path)['AP'] == 0.5
   said = [message for message in caplog.messages if message.startswith('the run ends')]
-  assert said[0] == said[1] and evaluations.done == [2, 4, 6, 8]
+  assert said[0] == said[1] and len(said) == 2 and evaluations.done == [2, 4, 6, 8]
   assert said[0].startswith('the run ends at step 8: AP was best at step 4, 0.500, and no better in the last 2 eval')
   assert best(tmp_path) == (4, 0.5, [4, 4, 4])
   config.patience = 3
@@ -385,9 +385,24 @@ def test_a_run_whose_ap_stands_still_ends(config, evaluations, tmp_path, caplog)
 
 def test_an_ap_that_has_not_begun_to_rise_does_not_stand_still(config, evaluations, tmp_path):
   config.patience = 1
-  evaluations.found |= {4: float('nan'), 8: 0.1, 10: 0.1}
+  evaluations.found |= {2: 0.004, 4: float('nan'), 8: 0.1, 10: 0.1}
   train.train(config, tmp_path)
   assert evaluations.done == [2, 4, 6, 8, 10]
+
+
+def test_a_broken_evaluation_does_not_try_patience(config, evaluations, tmp_path, caplog):
+  """And all losses are in the log, whatever `log_every` is."""
+  config.patience, config.log_every, config.total_steps = 2, 3, 2
+  evaluations.found |= {2: 0.9, 4: 0.5, 6: 0.4, 8: 0.3}
+  train.train(config, tmp_path)
+  folder = evaluate.evaluation_folder(tmp_path, 2)
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / 'metrics.json').write_text('{"fingerp')
+  config.total_steps = STEPS
+  train.train(config, tmp_path)
+  assert 'metrics.json is broken' in caplog.text and 'this evaluation does not count' in caplog.text
+  assert evaluations.done == [2, 2, 4, 6, 8]
+  assert [row['step'] for row in tiny_run.rows(tmp_path) if 'train/loss' in row] == [2, 3, 6, 8]
 
 
 def test_evaluations_of_other_data_do_not_try_patience(config, evaluations, tmp_path):

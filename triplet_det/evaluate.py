@@ -178,35 +178,46 @@ def read_metrics(directory: epath.PathLike) -> dict[str, float]:
   return {name: float(value) for name, value in metrics.items()}  # JSON has no NaN: it is the string "NaN"
 
 
-def logged(workdir: epath.Path, step: int, annotations: str) -> dict[str, float]:
-  """The metrics of an evaluation in training as the log has them; empty if it was not done, not to its end, or of other
-  annotations than those with this digest.
+def logged(workdir: epath.Path, annotations: str) -> dict[int, dict[str, float]]:
+  """The metrics of the evaluations in training as the log has them, by their steps.
+
+  Without those that did not get to their end, are of other annotations than those with this digest, or have a broken
+  metrics.json, which is said.
   """
-  log, written = workdir / metric_writers.METRICS_FILE, evaluation_folder(workdir, step) / 'metrics.json'
-  if (
-    written.exists()
-    and json.loads(written.read_text(encoding='utf-8'))['fingerprint'].get('annotations', annotations) != annotations
-  ):
-    return {}
-  rows = [row for row in metric_writers.read_metrics(log) if row['step'] == step] if log.exists() else []
-  return {k.removeprefix('eval/'): value for row in rows for k, value in row.items() if k.startswith('eval/')}
+  log = workdir / metric_writers.METRICS_FILE
+  found = {}
+  for row in metric_writers.read_metrics(log) if log.exists() else []:
+    if metrics := {k.removeprefix('eval/'): value for k, value in row.items() if k.startswith('eval/')}:
+      found[row['step']] = found.get(row['step'], {}) | metrics
+  return {step: metrics for step, metrics in found.items() if _is_of(workdir, step, annotations)}
+
+
+def _is_of(workdir: epath.Path, step: int, annotations: str) -> bool:
+  written = evaluation_folder(workdir, step) / 'metrics.json'
+  try:
+    text = written.read_text(encoding='utf-8') if written.exists() else '{"fingerprint": {}}'
+    return json.loads(text)['fingerprint'].get('annotations', annotations) == annotations
+  except (ValueError, KeyError) as error:
+    logging.warning('%s is broken (%r): this evaluation does not count', written, error)
+    return False
+
+
+BEGUN = 0.01  # AP below which chance hits make it rise and fall
 
 
 def stands_still(workdir: epath.Path, annotations: str, patience: int) -> str:
   """What to say if the last `patience` evaluations in training brought no better AP.
 
-  Empty if one did, for patience 0, and as long as AP is 0: that has not begun to rise. Evaluations of other annotations
-  than those with this digest do not count.
+  Empty if one did, for patience 0, and as long as AP has not begun to rise. Evaluations of other annotations than those
+  with this digest do not count.
   """
   if not patience:
     return ''
-  rows = metric_writers.read_metrics(workdir / metric_writers.METRICS_FILE)
-  found = [(step, logged(workdir, step, annotations)) for step in sorted({r['step'] for r in rows if 'eval/AP' in r})]
-  found = [(step, max(-1.0, metrics['AP'])) for step, metrics in found if metrics]  # NaN, with nothing to find, is -1
+  found = sorted((step, max(-1.0, metrics['AP'])) for step, metrics in logged(workdir, annotations).items())
   if len(found) <= patience:
     return ''
   best, (step, ap) = max(enumerate(found), key=lambda one: one[1][1])  # the first of equal ones
-  if len(found) - 1 - best < patience or ap <= 0:
+  if len(found) - 1 - best < patience or ap < BEGUN:
     return ''
   return (
     f'the run ends at step {found[-1][0]}: AP was best at step {step}, {ap:.3f}, and no better in the last '

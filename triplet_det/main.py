@@ -95,7 +95,7 @@ def open_trial(config: ConfigDict, workdir: epath.Path) -> Trial:
   if image_side == from_data.FROM_DATA:
     image_side = record.test.get('image_side', 0)  # of the training's data
   return Trial(
-    module=detector.build(dict(record.model, dtype=config.model.dtype)),
+    module=detector.build(dict(record.model, dtype=config.model.dtype, precision=config.model.precision)),
     variables=variables,
     record=record,
     settings=settings_for(config.test.to_dict(), config.image_scale, image_side),
@@ -129,7 +129,8 @@ def analyse_errors(config: ConfigDict, workdir: epath.Path) -> list[dict]:
   trial = open_trial(config, workdir)
   with _alone(trial):
     rows = error_analysis.analyse(trial.module, trial.variables, trial.settings, trial.source, **trial.placement)
-  about = dict(step=trial.record.step, split=config.data.eval.split, images=len(trial.source))
+  numerics = train.numerics(config)
+  about = dict(step=trial.record.step, split=config.data.eval.split, images=len(trial.source), **numerics)
   recipe = evaluate.fingerprint(trial.settings, **about)
   json_files.write_json(trial.folder / 'error_analysis.json', dict(rows=rows, fingerprint=recipe))
   return rows

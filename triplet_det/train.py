@@ -43,6 +43,8 @@ class NonFiniteLoss(Exception):
 def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   """Trains to `config.total_steps`, from the newest checkpoint in `workdir` if there is one.
 
+  Or until AP has not risen in `config.patience` evaluations.
+
   Returns:
     The metrics of the last evaluation; empty in mode 'train'.
 
@@ -153,9 +155,9 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
 
   def is_over() -> bool:
     said = evaluate.stands_still(workdir, record.evaluated_on, config.patience) if is_first_host else ''
-    if over := sharding.first_host_says(bool(said)):
+    if said:
       logging.info('%s', said)
-    return over
+    return sharding.first_host_says(bool(said))
 
   def is_evaluated(step: int) -> bool:
     return evaluates and step > 0 and (step % config.eval_every == 0 or step == config.total_steps)
@@ -174,6 +176,12 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
         checkpoints.mark_diverged(at - 1)
         raise NonFiniteLoss(f'step {at}: {bad}; the checkpoints in {workdir} are of earlier steps')
       unlogged.append((at, values))
+
+  def log_means() -> None:
+    settle()
+    means = {f'train/{name}': np.mean([v[name] for _, v in unlogged]) for name in unlogged[0][1]}
+    writer.write_scalars(step, means | {'train/learning_rate': built.rate(step - 1)})
+    unlogged.clear()
 
   def save() -> None:
     settle()
@@ -202,8 +210,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     with stop_signal() as stop, endings.kept(save_the_rest, checkpoints.sweep, unless=(NonFiniteLoss, Preempted)):
       last_step = config.total_steps
       if is_evaluated(step):  # stopped between the checkpoint and the end of its evaluation, or already at the end
-        metrics = evaluate.logged(workdir, step, record.evaluated_on) or evaluate_now()
-        last_step = step if is_over() else last_step
+        metrics = evaluate.logged(workdir, record.evaluated_on).get(step) or evaluate_now()
+        last_step = step if step < last_step and is_over() else last_step
       if step < last_step:
         logging.info('compiling the training step ...')
       started = time.monotonic()
@@ -221,10 +229,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
         progress.update(step, loss=step_metrics['loss'], images=config.batch_size, wait_seconds=waited)
 
         if step % config.log_every == 0 or step == config.total_steps:
-          settle()
-          means = {f'train/{name}': np.mean([v[name] for _, v in unlogged]) for name in unlogged[0][1]}
-          writer.write_scalars(step, means | {'train/learning_rate': built.rate(step - 1)})
-          unlogged.clear()
+          log_means()
         if stop.has_come(step):
           stop_here()
         if step % config.checkpoint_every == 0 or is_evaluated(step) or step == config.total_steps:
@@ -232,7 +237,9 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
         if is_evaluated(step):
           progress.clear()
           metrics = evaluate_now()
-          if is_over():
+          if step < last_step and is_over():
+            if unlogged:
+              log_means()
             break
       logging.info('%d steps in %s', step - first_step, duration(time.monotonic() - started))
   if is_first_host:
@@ -316,8 +323,16 @@ def evaluation_settings(
     run_name=epath.Path(workdir).resolve().name,
     decimals=config.result_decimals,
     draw_threshold=config.draw_threshold,
-    about=dict(step=step, annotations=source.annotations.digest),
+    about=dict(step=step, annotations=source.annotations.digest, **numerics(config)),
   )
+
+
+def numerics(config: ConfigDict) -> dict[str, str]:
+  """How the network computes, for fingerprints of results; the precision is JAX's own setting if not the config's."""
+  dtype, precision = config.model.dtype, config.model.precision
+  if precision == 'default':
+    precision = jax.config.jax_default_matmul_precision or precision
+  return dict(dtype=dtype, precision=precision)
 
 
 def training_batches(

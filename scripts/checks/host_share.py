@@ -3,7 +3,7 @@
   python scripts/checks/host_share.py --config configs/shapes.py --steps 60
 
 Trains so many steps by a config in a folder that is removed, under jax.profiler, without evaluations, and prints the
-share of the time in which the device computes nothing, from the third step on. Nothing else should run meanwhile.
+share of the time in which the devices compute nothing, from the fourth step on. Nothing else should run meanwhile.
 """
 
 import itertools
@@ -14,11 +14,13 @@ from pathlib import Path
 
 import jax
 from absl import app, flags
+from etils import epath
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from triplet_det import train
-from triplet_det.run import config_flag
+from triplet_det.main import place_data
+from triplet_det.run import config_flag, config_limits
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer('steps', 40, 'steps to train', lower_bound=10)
@@ -56,11 +58,15 @@ def read_trace(folder: Path) -> tuple[list[Interval], list[float]]:
 def main(_: Sequence[str]) -> None:
   config = config_flag.CONFIG.value
   config.update(total_steps=FLAGS.steps, mode='train')
+  if config.optimizer.schedule == 'step':
+    config.optimizer.drop_step = FLAGS.steps
+  config_limits.check(config.to_dict())
   with tempfile.TemporaryDirectory() as folder:
+    place_data(config, epath.Path(folder) / 'run')
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # it would be in the way itself
     with jax.profiler.trace(folder, profiler_options=options):
-      train.train(config, Path(folder) / 'run')
+      train.train(config, epath.Path(folder) / 'run')
     computed, called = read_trace(Path(folder))
   start, end = called[SETTLED], called[-1]
   idle = 1 - covered(computed, start, end) / (end - start)

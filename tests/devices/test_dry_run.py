@@ -162,8 +162,11 @@ def test_what_no_loss_reads_is_not_computed():
 
     return roofline.network_flops(apply_fn, variables, images, *read, train=True)
 
-  hidden = 2 * 2 * 32 * 32 * (3 * 32 - 2) ** 2  # images, widths, taps without those on the padding
-  assert flops() - flops(cells, cells, cells) == pytest.approx(3 * 5 * hidden, rel=0.02)
+  count, of_cells, width = 2, 8, 32
+  hidden = 2 * count * width * width * (3 * 32 - 2) ** 2  # taps without those on the padding
+  at_cells = 2 * count * width * width * 9 * of_cells
+  last = 2 * count * width * (2 + 2 + 2 + 1 + 1)  # for each cell: three offsets, two embeddings
+  assert flops() - flops(cells, cells, cells) == 3 * (5 * (hidden - at_cells) + last * (32 * 32 - of_cells))
 
 
 def test_the_roofline_by_hand():

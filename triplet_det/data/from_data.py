@@ -14,7 +14,7 @@ _SMALL = 10  # percentile of the objects that is held to be small
 _PIXELS = 8  # root of width x height that a small object shall have at least: two cells of the output
 _SIDES = 64  # of the sides + 1: canvases that the images fill, and few of them
 _SMALLEST, _LARGEST = 319, 639  # pixels; below, large objects get coarse, above, an image takes too long on a CPU
-_EPOCHS = 18  # how often each image is seen; one core needs an hour for 450 photos then (docs/measured.md)
+_EPOCHS = 18  # how often each image is seen; an hour of one core for 450 photos (docs/measured.md)
 _SHORTEST, _LONGEST, _STEPS = 1_600, 20_000, 200  # steps
 _EVALUATIONS = 8
 

@@ -4,6 +4,7 @@ Williams, Waterman and Patterson, "Roofline: an insightful visual performance mo
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -79,7 +80,7 @@ def bound(chip: Chip, *, flops: float, bytes_accessed: float, useful_flops: floa
 
 
 def network_flops(apply_fn: Callable, *arguments: Any, train: bool) -> int:
-  """The arithmetic of the convolutions, a multiplication and an addition counting 2, from shapes alone.
+  """The arithmetic of convolutions and matrix products, a multiplication and an addition counting 2, from shapes alone.
 
   Products with the zeros of the padding are left out, as in XLA's count. The backward pass costs the forward pass once
   for the inputs' gradient and once for the kernels'; only the images need no gradient. What rematerialisation
@@ -90,12 +91,12 @@ def network_flops(apply_fn: Callable, *arguments: Any, train: bool) -> int:
     arguments: of `apply_fn`: arrays or jax.ShapeDtypeStruct.
     train: count the backward pass too.
   """
-  forward = list(_convolutions(jax.make_jaxpr(apply_fn)(*arguments).jaxpr))
+  forward = list(_products(jax.make_jaxpr(apply_fn)(*arguments).jaxpr))
   return 3 * sum(forward) - forward[0] if train else sum(forward)
 
 
-def _convolutions(jaxpr: core.Jaxpr) -> Iterator[int]:
-  """FLOPs of each convolution in program order, those in called functions included.
+def _products(jaxpr: core.Jaxpr) -> Iterator[int]:
+  """FLOPs of each convolution and matrix product in program order, those in called functions included.
 
   Of what differs by platform the default counts, the last branch: it computes by the definition.
   """
@@ -103,13 +104,18 @@ def _convolutions(jaxpr: core.Jaxpr) -> Iterator[int]:
     if equation.primitive.name == 'conv_general_dilated':
       yield _convolution_flops(equation)
       continue
+    if equation.primitive.name == 'dot_general':
+      (contracted, _), _ = equation.params['dimension_numbers']
+      (left, _), (result,) = equation.invars, equation.outvars
+      yield 2 * result.aval.size * math.prod(left.aval.shape[axis] for axis in contracted)
+      continue
     called = equation.params
     if equation.primitive.name == 'cond':
       called = {'default': called['branches'][-1]}
     for value in called.values():
       for part in value if isinstance(value, tuple | list) else (value,):
         if isinstance(part, core.ClosedJaxpr | core.Jaxpr):
-          yield from _convolutions(part.jaxpr if isinstance(part, core.ClosedJaxpr) else part)
+          yield from _products(part.jaxpr if isinstance(part, core.ClosedJaxpr) else part)
 
 
 def _convolution_flops(equation) -> int:

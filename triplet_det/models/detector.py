@@ -25,8 +25,8 @@ ENCODERS = ('hourglass', LITE0_NAME)  # the paper's, and one that can start with
 # What the norms of an encoder that comes with weights normalise with in training: the statistics of the batch, as all
 # other norms, or its running statistics, fixed at those that it brings; a few images at a time know less than ImageNet.
 ENCODER_NORMS = ('batch', 'fixed')
-# How accelerators multiply float32: as JAX is set, by default in TF32 (GPUs) and bfloat16 (TPUs), or in more steps.
-PRECISIONS = ('default', 'high', 'highest')
+# How accelerators multiply float32: as JAX is set, by default in TF32 (GPUs) or bfloat16 (TPUs), or as float32.
+PRECISIONS = ('default', 'highest')
 CORNERS = {'top_left': 'tl', 'bottom_right': 'br'}  # and how `KeypointMaps` call them
 
 

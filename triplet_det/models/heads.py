@@ -45,7 +45,7 @@ class Branch(nn.Module):
     """[B, H, W, head_width] -> heat [B, H, W, C], offset [B, H, W, 2] and, if asked for, embed [B, H, W, 1].
 
     With `cells` [B, N], flat indices, offset and embed may be [B, N (2 reach + 1)^2, ...], there and `reach` around
-    alone, in the order of `losses.around`: the same numbers with less arithmetic (docs/performance.md).
+    alone, in the order of `losses.around`: the same numbers with less arithmetic (docs/scaling.md).
     """
     x = self.pooling(feature, train)
     heat = Output(self.num_classes, self.hidden, self.numerics, HEAT_BIAS, name='heat')

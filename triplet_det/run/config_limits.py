@@ -37,6 +37,7 @@ LIMITS = {
     'float32, bfloat16, float16 or float64',
     lambda value: value in ('float32', 'bfloat16', 'float16', 'float64'),
   ),
+  'model.precision': ('default or highest', lambda value: value in ('default', 'highest')),
 }
 
 
