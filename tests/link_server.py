@@ -49,13 +49,17 @@ class _Handler(BaseHTTPRequestHandler):
   def log_message(self, *told):
     pass
 
+  def end_headers(self):
+    # A connection ends with its answer: a client that does not know would ask again on it, and sometimes too late.
+    self.send_header('Connection', 'close')
+    super().end_headers()
+
   def do_HEAD(self):
     self.do_GET(with_content=False)
 
   def do_GET(self, with_content=True):
     served = self.server.files.get(self.path, Served(status=404))
     self.server.asked.append((self.path, dict(self.headers)))
-    self.close_connection = True
     if served.redirect or served.status != 200:
       self.send_response(302 if served.redirect else served.status)
       if served.redirect:

@@ -339,7 +339,7 @@ def test_a_length_that_the_data_tell(config):
   lengths = [
     dry_run.make_plan(left_open, sharding.make_mesh(), 3, programs=(), images=images).total_steps for images in (0, 400)
   ]
-  assert lengths == [None, 3_000] and left_open.total_steps == from_data.FROM_DATA
+  assert lengths == [None, 1_800] and left_open.total_steps == from_data.FROM_DATA
 
 
 def test_tables_and_numbers_of_a_known_chip(planned):

