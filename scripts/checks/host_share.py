@@ -3,10 +3,10 @@
   python scripts/checks/host_share.py --config configs/shapes.py --steps 60
 
 Trains so many steps by a config in a folder that is removed, under jax.profiler, without evaluations, and prints the
-share of the time in which the devices compute nothing, from the fourth step on. Nothing else should run meanwhile.
+share of the time in which no program runs on the devices, in the second half: in the first, programs are loaded and the
+log is opened. Nothing else should run meanwhile.
 """
 
-import itertools
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -24,8 +24,8 @@ from triplet_det.run import config_flag, config_limits
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer('steps', 40, 'steps to train', lower_bound=10)
-STEP = 'train_step'  # jitted function of the loop
-SETTLED = 3  # steps at the start that are left out: programs are loaded, memory is fetched
+ON_CPU = 'ThunkExecutor::Execute (wait for completion)'  # event of a program's run; on accelerators they have a line
+MODULES = 'XLA Modules'
 
 Interval = tuple[float, float]
 
@@ -40,19 +40,14 @@ def covered(intervals: Iterable[Interval], start: float, end: float) -> float:
   return total
 
 
-def read_trace(folder: Path) -> tuple[list[Interval], list[float]]:
-  """When the devices computed, and when the host called each step; nanoseconds."""
+def runs_of_programs(folder: Path) -> list[Interval]:
+  """When programs ran on the devices, in order; nanoseconds."""
   (path,) = folder.rglob('*.xplane.pb')
-  computed, called = [], []
+  found = []
   for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
-    for event in itertools.chain.from_iterable(line.events for line in plane.lines):
-      if any(name == 'hlo_op' for name, _ in event.stats):
-        computed.append((event.start_ns, event.start_ns + event.duration_ns))
-      elif event.name == f'PjitFunction({STEP})':
-        called.append((event.start_ns, event.start_ns + event.duration_ns))
-  called.sort()
-  outermost = [one for before, one in zip([(0, 0), *called], called) if one[0] >= before[1]]
-  return computed, [start for start, _ in outermost]
+    for line in plane.lines:
+      found += [e for e in line.events if e.name == ON_CPU or (line.name == MODULES and '/device:' in plane.name)]
+  return sorted((event.start_ns, event.start_ns + event.duration_ns) for event in found)
 
 
 def main(_: Sequence[str]) -> None:
@@ -67,11 +62,13 @@ def main(_: Sequence[str]) -> None:
     options.python_tracer_level = 0  # it would be in the way itself
     with jax.profiler.trace(folder, profiler_options=options):
       train.train(config, epath.Path(folder) / 'run')
-    computed, called = read_trace(Path(folder))
-  start, end = called[SETTLED], called[-1]
-  idle = 1 - covered(computed, start, end) / (end - start)
-  per_step = (end - start) / 1e6 / (len(called) - 1 - SETTLED)
-  print(f'{len(called) - 1 - SETTLED} steps of {per_step:.0f} ms: nothing is computed in {idle:.2%} of the time')
+    runs = runs_of_programs(Path(folder))
+  runs = runs[len(runs) // 2 :]
+  longest = max(end - start for start, end in runs)
+  steps = [one for one in runs if one[1] - one[0] > longest / 2]  # there are small programs between them
+  start, end = steps[0][0], steps[-1][1]
+  idle = 1 - covered(runs, start, end) / (end - start)
+  print(f'{len(steps)} steps of {(end - start) / 1e6 / len(steps):.0f} ms: no program runs in {idle:.2%} of the time')
 
 
 if __name__ == '__main__':
