@@ -23,6 +23,8 @@ from triplet_det.run.own_commit import own_commit
 from triplet_det.run.progress import ProgressLine
 from triplet_det.structs import Detections
 
+_BEGUN = 0.01  # AP below which chance hits make it rise and fall
+
 
 def detect(detector: inference.Detector, source: pipeline.Source) -> dict[int, Detections]:
   """Image id -> detections, for this host's share of the source; images of one canvas size follow each other."""
@@ -202,9 +204,6 @@ def _is_of(workdir: epath.Path, step: int, annotations: str) -> bool:
     return False
 
 
-BEGUN = 0.01  # AP below which chance hits make it rise and fall
-
-
 def stands_still(workdir: epath.Path, annotations: str, patience: int) -> str:
   """What to say if the last `patience` evaluations in training brought no better AP.
 
@@ -217,7 +216,7 @@ def stands_still(workdir: epath.Path, annotations: str, patience: int) -> str:
   if len(found) <= patience:
     return ''
   best, (step, ap) = max(enumerate(found), key=lambda one: one[1][1])  # the first of equal ones
-  if len(found) - 1 - best < patience or ap < BEGUN:
+  if len(found) - 1 - best < patience or ap < _BEGUN:
     return ''
   return (
     f'the run ends at step {found[-1][0]}: AP was best at step {step}, {ap:.3f}, and no better in the last '
