@@ -8,23 +8,27 @@ training step of the paper's networks. detection: images and their mirror images
 the same networks in PyTorch, if that sees the GPU. run: the embedded data set, trained to its AP.
 
 A part ends within --minutes. What is not done then, or has failed, is done when the same command is given again; what
-is finished is taken from the --json file. One device is used. On a CPU all is tiny, to see that the command works, and
-no figure says anything. docs/accelerators.md says how to read what is printed.
+is finished is taken from the --json file. One device is used. On a GPU several processes compile before anything is
+timed, --at_once; then each program has the device alone. On a CPU all is tiny, to see that the command works, and no
+figure says anything. docs/accelerators.md says how to read what is printed.
 
 Exit codes: 0 all done; 1 something failed or is out of bounds; 2 the file does not fit; 75 the same command goes on.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -44,6 +48,8 @@ def main() -> int:
 
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--part', nargs='+', choices=[*accelerator_parts.PARTS, 'all'], default=['all'], help='which')
+  parser.add_argument('--only', type=re.compile, metavar='REGEX', help='items whose title has it (default: all)')
+  parser.add_argument('--at_once', type=int, metavar='N', help='processes that compile (default: 1; on a GPU up to 6)')
   parser.add_argument('--json', type=lambda text: Path(text).expanduser(), metavar='FILE', help='keeps what was found')
   parser.add_argument('--size', choices=list(accelerator_parts.SIZES), help='default: tiny on a CPU, else paper')
   parser.add_argument('--minutes', type=float, default=8, help='that a part may take (default: %(default)s)')
@@ -60,8 +66,7 @@ def main() -> int:
   about['size'] = arguments.size or ('tiny' if about['platform'] == 'cpu' else 'paper')
   if about['size'] == 'tiny':  # all that counts then is how long it takes to see that everything works
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'
-    if not jax.config.jax_compilation_cache_dir:
-      compiler.keep_programs(command_line.CACHE)
+  at_once = arguments.at_once or (min(6, max(1, (os.cpu_count() or 1) // 2)) if about['platform'] == 'gpu' else 1)
   try:
     content = found_before(arguments.json, about)
   except ValueError as error:
@@ -80,12 +85,20 @@ def main() -> int:
   failures, unfinished = [], []
   with tempfile.TemporaryDirectory() as scratch:
     folder = (arguments.json or Path(scratch, 'results')).with_suffix('.run').absolute()
-    every = accelerator_parts.items(accelerator_parts.SIZES[about['size']], folder)
+    if not jax.config.jax_compilation_cache_dir:
+      compiler.keep_programs(command_line.CACHE if about['size'] == 'tiny' else str(folder / 'programs'))
+    every = {
+      part: {title: item for title, item in of.items() if not arguments.only or arguments.only.search(title)}
+      for part, of in accelerator_parts.items(accelerator_parts.SIZES[about['size']], folder).items()
+    }
+    if at_once > 1:
+      prepare({part: every[part] for part in chosen}, content, at_once, 60 * arguments.minutes, keep)
     for part in chosen:
       done = content['parts'].setdefault(part, {})
-      measure(every[part], done, 60 * arguments.minutes, keep)
-      print(f'\n{part}: {accelerator_parts.PARTS[part]}\n\n{as_table(done)}', flush=True)
-      failures += [f'{part}, {title}: {why}' for title, why in wrong(done)]
+      measure(every[part], done, content['ahead'].get(part, {}), 60 * arguments.minutes, keep)
+      shown = {title: done[title] for title in every[part] if title in done}
+      print(f'\n{part}: {accelerator_parts.PARTS[part]}\n\n{as_table(shown)}', flush=True)
+      failures += [f'{part}, {title}: {why}' for title, why in wrong(shown)]
       unfinished += [f'{part}, {title}' for title in every[part] if not done.get(title)]
   for title, said in (('failed', failures), ('not done yet, by the same command', unfinished)):
     if said:
@@ -96,14 +109,17 @@ def main() -> int:
 def found_before(file: Path | None, about: Mapping[str, object]) -> dict[str, dict]:
   """What the file has: `about`, and item by item what `in_own_process` returned, for each part; or nothing yet.
 
+  Under 'ahead' likewise what is known since its program was compiled, see `prepare`.
+
   Raises:
     ValueError: it is of another device, commit or size, or no file of this command.
   """
   if not (file and file.exists()):
-    return {'about': dict(about), 'parts': {}}
+    return {'about': dict(about), 'parts': {}, 'ahead': {}}
   try:
     content = json.loads(file.read_text(encoding='utf-8'))
     before = dict(content['about'])
+    content.setdefault('ahead', {})
   except (ValueError, KeyError, TypeError):
     raise ValueError(f'{file} is no file of this command: give another --json') from None
   if differing := [
@@ -113,28 +129,89 @@ def found_before(file: Path | None, about: Mapping[str, object]) -> dict[str, di
   return content
 
 
-def measure(items: Mapping[str, Callable], done: dict[str, dict], seconds: float, keep: Callable[[], None]) -> None:
+def prepare(
+  parts: Mapping[str, Mapping[str, Callable]],
+  content: dict[str, dict],
+  at_once: int,
+  seconds: float,
+  keep: Callable[[], None],
+) -> None:
+  """Compiles the programs of what is not finished, several processes at once; what times nothing is done with that.
+
+  Programs wait in JAX's cache of compiled programs. What fails here says so when its turn comes.
+
+  Args:
+    parts: name -> items by their titles.
+    content: of the file; 'ahead' and, of what times nothing, 'parts' are added to.
+    at_once: processes.
+    seconds: that all may take.
+    keep: called whenever `content` has changed.
+  """
+  from scripts.timing import accelerator_parts
+
+  left = [
+    (part, title, item)
+    for part, of in parts.items()
+    for title, item in of.items()
+    if part in accelerator_parts.COMPILED_AHEAD
+    and title not in content['ahead'].get(part, {})
+    and not finished(content['parts'].get(part, {}).get(title, {}))
+  ]
+  # The longest first: those of the largest networks, which the size lists last.
+  left.reverse()
+  end, running = time.monotonic() + seconds, {}
+  while left or running:
+    while left and len(running) < at_once and time.monotonic() < end:
+      part, title, item = left.pop(0)
+      running[start(item, end - time.monotonic(), ahead=True)] = part, title
+    if not running:
+      return
+    first = wait([one.receiver for one in running], max(0.0, end - time.monotonic()))
+    for one in [one for one in running if one.receiver in first or not first]:
+      (part, title), found = running.pop(one), one.result()
+      print(f'  {part}, {title}: compiled, {one.seconds():.0f} s', found.get('error', ''), file=sys.stderr, flush=True)
+      for kind, at in (('ahead', content['ahead']), ('rows', content['parts'])):
+        if kind in found:
+          at.setdefault(part, {})[title] = found[kind] if kind == 'ahead' else found
+      keep()
+
+
+def finished(found: Mapping[str, object]) -> bool:
+  """Whether an item needs no other try."""
+  return any(name in found for name in FINISHED)
+
+
+def measure(
+  items: Mapping[str, Callable],
+  done: dict[str, dict],
+  ahead: Mapping[str, Mapping],
+  seconds: float,
+  keep: Callable[[], None],
+) -> None:
   """Executes what is not finished.
 
   Args:
     items: of one part, by title.
     done: title -> what `in_own_process` returned; is added to. An item that no time was left for is not in it.
+    ahead: title -> columns of its rows that are known from `prepare`.
     seconds: that all may take.
     keep: called whenever `done` has changed.
   """
   end, full, begun = time.monotonic() + seconds, set(), False
   for title, item in items.items():
     kind, _, batch = title.rpartition(', batch ')
-    if not any(name in done.get(title, {}) for name in FINISHED):
+    if not finished(done.get(title, {})):
       done.pop(title, None)
       within = end - time.monotonic()
       if batch and kind in full:
         done[title] = {'full': 'not tried: a smaller batch did not fit'}
       elif within >= min(ENOUGH, seconds / 2):
         print(f'  {title} ...', file=sys.stderr, end='', flush=True)
-        start = time.monotonic()
-        found = in_own_process(item, within)
-        print(f' {time.monotonic() - start:.0f} s', found.get('unfinished', ''), file=sys.stderr, flush=True)
+        one = start(item, within)
+        found = one.result()
+        print(f' {one.seconds():.0f} s', found.get('unfinished', ''), file=sys.stderr, flush=True)
+        for row in found.get('rows', {}).values():
+          row.update(ahead.get(title, {}))
         if 'late' in found and not begun:  # it had all the time, and would have no more the next time
           found = {'error': found['late']}
         begun = True
@@ -145,40 +222,69 @@ def measure(items: Mapping[str, Callable], done: dict[str, dict], seconds: float
       full.add(kind)
 
 
-def in_own_process(item: Callable, seconds: float) -> dict[str, object]:
-  """What `execute` says of it; 'late' that it took too long, 'error' that its process just ended."""
+@dataclasses.dataclass(eq=False, frozen=True)
+class Started:
+  """An item in a process of its own."""
+
+  process: multiprocessing.Process
+  receiver: Connection
+  begun: float  # of time.monotonic
+  end: float
+
+  def seconds(self) -> float:
+    return time.monotonic() - self.begun
+
+  def result(self) -> dict[str, object]:
+    """What `execute` says of it; 'late' that it took too long, 'error' that its process just ended. Waits for it."""
+    patience = 0
+    try:
+      if not self.receiver.poll(max(0.0, self.end - time.monotonic())):
+        return {'late': f'not done after {self.end - self.begun:.0f} s'}
+      found, patience = self.receiver.recv(), GRACE  # to give the device back
+      return found
+    except EOFError:
+      self.process.join()
+      return {'error': f'its process ended with {self.process.exitcode}'}
+    finally:
+      self.process.join(patience)
+      self.process.kill()
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(self.process.pid, signal.SIGKILL)  # what it has started
+      self.process.join()
+
+
+def start(item: Callable, seconds: float, *, ahead: bool = False) -> Started:
+  """Begins an item in a process of its own, which has so many seconds; `ahead` as for `execute`."""
   context = multiprocessing.get_context('fork')  # what is imported is there; no device was used here
   receiver, sender = context.Pipe(duplex=False)
-  process = context.Process(target=execute, args=(item, seconds - GRACE, sender.send))
+  process = context.Process(target=execute, args=(item, seconds - GRACE, sender.send, ahead))
+  begun = time.monotonic()
   process.start()
   sender.close()
-  patience = 0
-  try:
-    if not receiver.poll(seconds):
-      return {'late': f'not done after {seconds:.0f} s'}
-    found, patience = receiver.recv(), GRACE  # to give the device back
-    return found
-  except EOFError:
-    process.join()
-    return {'error': f'its process ended with {process.exitcode}'}
-  finally:
-    process.join(patience)
-    process.kill()
-    with contextlib.suppress(ProcessLookupError):
-      os.killpg(process.pid, signal.SIGKILL)  # what it has started
-    process.join()
+  return Started(process, receiver, begun, begun + seconds)
 
 
-def execute(item: Callable, seconds: float, send: Callable[[dict], None]) -> None:
+def in_own_process(item: Callable, seconds: float) -> dict[str, object]:
+  """What `Started.result` says of an item."""
+  return start(item, seconds).result()
+
+
+def execute(item: Callable, seconds: float, send: Callable[[dict], None], ahead: bool) -> None:
   """In a process of its own, which it makes the first of a group: sends the item's rows, or one line that says why not.
 
-  Under 'full' that memory was too short, 'missing' what this machine lacks, 'unfinished' that the time was.
+  Under 'full' that memory was too short, 'missing' what this machine lacks, 'unfinished' that the time was. With
+  `ahead` the item ends where it would be timed, and the device's memory is shared: 'ahead' is what is known then.
   """
   from scripts.timing import accelerator_parts
 
   os.setpgid(0, 0)
+  accelerator_parts.compile_only = ahead
+  if ahead:
+    os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'
   try:
     send({'rows': item(seconds)})
+  except accelerator_parts.Compiled as known:
+    send({'ahead': known.columns})
   except accelerator_parts.Missing as error:
     send({'missing': str(error)})
   except TimeoutError as error:

@@ -95,7 +95,7 @@ SIZES = {
     pool=(6, 128, 128, 128),
     gemm=8192,
     rounds=5,
-    min_seconds=1.0,
+    min_seconds=0.3,
     testing=tuple(MODES),
     training=tuple(itertools.product(golden_networks.NETWORKS, MODES)),
     boxes=tuple(MODES),
@@ -135,6 +135,9 @@ PARTS = {
   'twin': 'the same networks in PyTorch, by turns with ours',
   'run': 'the embedded data set, from nothing to its AP',
 }
+COMPILED_AHEAD = 'right', 'step', 'detection', 'pools'
+
+compile_only = False  # in this process: items end where they would be timed
 
 
 def items(size: Size, folder: Path) -> dict[str, dict[str, Item]]:
@@ -172,6 +175,19 @@ class Missing(Exception):
   """What an item needs is not on this machine: no failure."""
 
 
+class Compiled(Exception):
+  """Raised where an item would be timed, with `compile_only`; `columns` are those of its rows that are known then."""
+
+  def __init__(self, columns: Row):
+    super().__init__(columns)
+    self.columns = columns
+
+
+def _compiled(**columns: float | str) -> None:
+  if compile_only:
+    raise Compiled(columns)
+
+
 def about() -> dict[str, object]:
   """The device, and what else a figure depends on."""
   device = jax.devices()[0]
@@ -181,6 +197,7 @@ def about() -> dict[str, object]:
 
 
 def _turns(size: Size, programs: Mapping[str, quiet_pairs.Program]) -> quiet_pairs.Turns:
+  _compiled()
   return quiet_pairs.take_turns(programs, pairs=size.rounds, max_load=math.inf, min_seconds=size.min_seconds)
 
 
@@ -251,6 +268,7 @@ def step(size: Size, model: Mapping, batch: int, _: float) -> Rows:
   """The step of the training loop on one device."""
   built, rows = training_step.build(model, batch, size.side)
   planned, _ = dry_run.training_step(built, None, 1, 1)
+  _compiled(**{'compiled in s': planned.compile_seconds})
   times = _take_turns(size, {OURS: training_step.ready(built, rows)})[OURS]
   per_second = 1e3 * batch / times['ms']
   days = STEPS * BATCH / per_second / 86_400
