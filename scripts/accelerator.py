@@ -49,15 +49,14 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--part', nargs='+', choices=[*accelerator_parts.PARTS, 'all'], default=['all'], help='which')
   parser.add_argument('--only', type=re.compile, metavar='REGEX', help='items whose title has it (default: all)')
-  parser.add_argument('--at_once', type=int, metavar='N', help='processes that compile (default: 1; on a GPU up to 6)')
+  parser.add_argument('--at_once', type=int, metavar='N', help='processes that compile (default: 1; on a GPU 3)')
   parser.add_argument('--json', type=lambda text: Path(text).expanduser(), metavar='FILE', help='keeps what was found')
   parser.add_argument('--size', choices=list(accelerator_parts.SIZES), help='default: tiny on a CPU, else paper')
   parser.add_argument('--minutes', type=float, default=8, help='that a part may take (default: %(default)s)')
   arguments = parser.parse_args()
   # One GPU of several, and nearly all of its memory: read when an item's process looks for its devices.
   os.environ['CUDA_VISIBLE_DEVICES'] = os.environ.get('CUDA_VISIBLE_DEVICES', '0').split(',')[0]
-  if 'XLA_PYTHON_CLIENT_MEM_FRACTION' not in os.environ:  # its name before, beside which the new one is an error
-    os.environ.setdefault('XLA_CLIENT_MEM_FRACTION', '.92')
+  os.environ.setdefault(share_name(), '.92')
 
   found = in_own_process(lambda _: {'': accelerator_parts.about()}, 300)
   if 'rows' not in found:
@@ -66,7 +65,7 @@ def main() -> int:
   about['size'] = arguments.size or ('tiny' if about['platform'] == 'cpu' else 'paper')
   if about['size'] == 'tiny':  # all that counts then is how long it takes to see that everything works
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'
-  at_once = arguments.at_once or (min(6, max(1, (os.cpu_count() or 1) // 2)) if about['platform'] == 'gpu' else 1)
+  at_once = arguments.at_once or (3 if about['platform'] == 'gpu' else 1)
   try:
     content = found_before(arguments.json, about)
   except ValueError as error:
@@ -106,6 +105,12 @@ def main() -> int:
   return FAILED if failures else UNFINISHED if unfinished else 0
 
 
+def share_name() -> str:
+  """The variable for the share of a device's memory; its old name if that is set: the new one is an error then."""
+  before = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
+  return before if before in os.environ else 'XLA_CLIENT_MEM_FRACTION'
+
+
 def found_before(file: Path | None, about: Mapping[str, object]) -> dict[str, dict]:
   """What the file has: `about`, and item by item what `in_own_process` returned, for each part; or nothing yet.
 
@@ -138,7 +143,8 @@ def prepare(
 ) -> None:
   """Compiles the programs of what is not finished, several processes at once; what times nothing is done with that.
 
-  Programs wait in JAX's cache of compiled programs. What fails here says so when its turn comes.
+  Programs wait in JAX's cache of compiled programs. The device's memory is shared out, because a compiler that finds
+  too little to try kernels with picks slow ones, or none. What fails here says so when its turn comes.
 
   Args:
     parts: name -> items by their titles.
@@ -163,7 +169,7 @@ def prepare(
   while left or running:
     while left and len(running) < at_once and time.monotonic() < end:
       part, title, item = left.pop(0)
-      running[start(item, end - time.monotonic(), ahead=True)] = part, title
+      running[start(item, end - time.monotonic(), ahead=0.9 / at_once)] = part, title
     if not running:
       return
     first = wait([one.receiver for one in running], max(0.0, end - time.monotonic()))
@@ -253,7 +259,7 @@ class Started:
       self.process.join()
 
 
-def start(item: Callable, seconds: float, *, ahead: bool = False) -> Started:
+def start(item: Callable, seconds: float, *, ahead: float = 0) -> Started:
   """Begins an item in a process of its own, which has so many seconds; `ahead` as for `execute`."""
   context = multiprocessing.get_context('fork')  # what is imported is there; no device was used here
   receiver, sender = context.Pipe(duplex=False)
@@ -269,18 +275,18 @@ def in_own_process(item: Callable, seconds: float) -> dict[str, object]:
   return start(item, seconds).result()
 
 
-def execute(item: Callable, seconds: float, send: Callable[[dict], None], ahead: bool) -> None:
+def execute(item: Callable, seconds: float, send: Callable[[dict], None], ahead: float) -> None:
   """In a process of its own, which it makes the first of a group: sends the item's rows, or one line that says why not.
 
   Under 'full' that memory was too short, 'missing' what this machine lacks, 'unfinished' that the time was. With
-  `ahead` the item ends where it would be timed, and the device's memory is shared: 'ahead' is what is known then.
+  `ahead` the item ends where it would be timed, and has this share of the device's memory: 'ahead' is what is known.
   """
   from scripts.timing import accelerator_parts
 
   os.setpgid(0, 0)
-  accelerator_parts.compile_only = ahead
+  accelerator_parts.compile_only = ahead > 0
   if ahead:
-    os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'
+    os.environ.update(XLA_PYTHON_CLIENT_PREALLOCATE='false', **{share_name(): f'{ahead:.2f}'})
   try:
     send({'rows': item(seconds)})
   except accelerator_parts.Compiled as known:

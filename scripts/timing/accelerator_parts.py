@@ -42,13 +42,14 @@ STEPS, BATCH, DEVICES = 480_000, 48, 8  # of the paper's run (Sec. 3.4)
 EXIT_STOPPED = 75  # of `triplet_det.main`, which saved its state
 HIGHEST, DEFAULT, BFLOAT16 = 'float32, highest precision', 'float32, default precision', 'bfloat16'
 MODES = {HIGHEST: ('float32', 'highest'), DEFAULT: ('float32', None), BFLOAT16: ('bfloat16', None)}
-# What may differ from the published numbers, at highest precision (as in the tests) and else: a hundred roundings to
-# 8 bits in a row. Embeddings and gradients of a network that was never trained are the worst there is.
+# What may differ from the published numbers, at highest precision and else: a hundred roundings to 8 bits in a row.
+# Embeddings and gradients of a network that was never trained are the worst there is: when all weights change by 6e-7
+# of themselves, in float64, maps in training move by 6e-5 to 7e-5 and the norms' median by 1.8e-4 to 4.9e-4.
 BOUNDS = {
   'maps in testing': (2e-5, 0.1),
   'maps in training': (1e-4, 0.5),
   'loss': (1e-5, 0.02),
-  'norms of gradients, median': (1e-4, 0.1),
+  'norms of gradients, median': (5e-4, 0.1),
   'corner pairs': (1e-6, None),
   'centers': (1e-6, None),
   'forward': (0, None),
