@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+# PYTHONPATH of processes that tests start: this program, then what the tests themselves find packages by.
+IMPORTS = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,7 @@ def run(commands: Sequence[Command], folder: Path, *, timeout: float = 300, **va
   """Executes one after the other; `folder` takes what they say, `variables` are of the environment."""
   asked, answered = folder / 'commands.json', folder / 'ended.json'
   asked.write_text(json.dumps([dataclasses.asdict(command) for command in commands]))
-  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT), **variables}
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'PYTHONPATH': IMPORTS, **variables}
   server = [sys.executable, '-m', 'tests.forks', str(asked), str(answered)]
   done = subprocess.run(server, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
   assert done.returncode == 0, done.stderr

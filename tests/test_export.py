@@ -18,6 +18,7 @@ import pytest
 from jax import export as jax_export
 
 import triplet_det
+from tests import forks
 from tests.tiny_detector import SETTINGS, write_run
 from triplet_det import export
 from triplet_det.data import shapes_dataset
@@ -108,7 +109,7 @@ def test_a_fresh_process_finds_the_same_boxes_without_the_network(demo_file):
   environment = {
     **os.environ,
     'JAX_COMPILATION_CACHE_DIR': str(jax.config.jax_compilation_cache_dir),
-    'PYTHONPATH': str(Path(__file__).parent.parent),
+    'PYTHONPATH': forks.IMPORTS,
   }
   command = [sys.executable, '-c', FIRST_BOXES, file, scene]
   done = subprocess.run(command, env=environment, capture_output=True, text=True)

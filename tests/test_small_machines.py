@@ -39,7 +39,7 @@ def in_c_locale(tmp_path_factory):
   predict = ['-m', 'triplet_det.predict', f'--checkpoint={run}', '--threshold=0', '--no_mirror']
   photos = str(coco.images('val2017'))
   annotated = f'--annotations={coco.annotations("val2017")}'
-  ascii_alone = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONPATH': str(forks.ROOT), 'JAX_PLATFORMS': 'cpu'}
+  ascii_alone = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONPATH': forks.IMPORTS, 'JAX_PLATFORMS': 'cpu'}
   told = dict(env={**os.environ, **ascii_alone}, capture_output=True, text=True, encoding='utf-8', timeout=300)
   commands = check, [*predict, f'--out={folder}/boxes', annotated, photos]
   return folder, [subprocess.run([sys.executable, *words], cwd=forks.ROOT, **told) for words in commands]
@@ -90,7 +90,7 @@ def test_shared_memory_of_8_megabytes(tmp_path):
   script = tmp_path / 'batches.py'
   script.write_text(BATCHES)
   command = [sys.executable, str(script), str(coco.images()), str(coco.annotations())]
-  told = dict(capture_output=True, text=True, timeout=120, env={**os.environ, 'PYTHONPATH': str(forks.ROOT)})
+  told = dict(capture_output=True, text=True, timeout=120, env={**os.environ, 'PYTHONPATH': forks.IMPORTS})
   threads = subprocess.run([*command, '0'], **told)
   assert threads.returncode == 0 and len(threads.stdout.splitlines()) == 12, threads.stderr
   processes = subprocess.run([*own_mounts, small, '', *command, '2'], **told)

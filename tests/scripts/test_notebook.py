@@ -22,6 +22,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import triplet_det
+from tests import forks
 from tests.tiny_detector import CATEGORIES, write_run
 from tests.tiny_run import environment
 from triplet_det import evaluate, export
@@ -52,7 +53,7 @@ def execute(folder: Path, **settings):
     cell.source = f'{before}{name} = {value!r}{after}'
   kernel = AsyncKernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))  # this Python, not the user's
   env = environment(
-    PYTHONPATH=str(ROOT),
+    PYTHONPATH=forks.IMPORTS,
     IPYTHONDIR=str(folder / 'ipython'),
     JAX_COMPILATION_CACHE_DIR=str(jax.config.jax_compilation_cache_dir),
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.5',

@@ -16,7 +16,8 @@ from triplet_det.categories import CategoryTable
 from triplet_det.data import image_files, systematic_faults
 from triplet_det.data.annotations import Annotations
 from triplet_det.data.augmentation import scale_to
-from triplet_det.data.pipeline import Source, read_ahead
+from triplet_det.data.pipeline import Source
+from triplet_det.data.sources import read_ahead
 
 SIZES = ('small', 'medium', 'large')
 AREAS = (32**2, 96**2)  # pixels; COCO's borders between them

@@ -14,14 +14,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import grain
 import numpy as np
 from absl import logging
 
 from triplet_det.data import augmentation, shapes_dataset
-from triplet_det.data.sources import JsonSource, Record, Source, TfdsSource
+from triplet_det.data.sources import JsonSource, Record, Source, TfdsSource, read_ahead
 
 _FORMATS: Mapping[str, Callable[..., Source]] = {
   'coco_json': JsonSource,
@@ -249,13 +248,3 @@ def load_images(source: Source, indices: Iterable[int]) -> Iterator[tuple[int, R
     return index, record, record.decode()
 
   return read_ahead(load, indices)
-
-
-def read_ahead(load: Callable[[int], Any], indices: Iterable[int]) -> Iterator[Any]:
-  """What `load` gives for each index, in order; two threads load the next ones meanwhile."""
-  read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-  loaded = iter(grain.MapDataset.source(list(indices)).map(load).to_iter_dataset(read))
-  try:
-    yield from loaded
-  finally:
-    loaded.close()

@@ -5,12 +5,18 @@ beside the records, because TFDS truncates `area` and evaluation needs it whole.
 """
 
 import dataclasses
+import functools
+import hashlib
+import itertools
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 from etils import epath
+from tensorflow_datasets.core import writer
 from tqdm import tqdm
 
 from triplet_det.categories import CategoryTable
@@ -26,6 +32,8 @@ _OFFICIAL = {
   'test': ('test', 'test{0}', 'image_info_test{0}.json'),
   'test-dev': ('test_dev', 'test{0}', 'image_info_test-dev{0}.json'),
 }
+
+IMAGES_PER_FILE = 1_000  # 160 MB of COCO's, which TFDS has in memory once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +74,8 @@ def prepared_directory(data_dir: epath.PathLike, config: str = '2017') -> epath.
 def prepare(splits: Sequence[Split], data_dir: epath.PathLike, config: str = '2017') -> epath.Path:
   """Writes the splits to `<data_dir>/coco/<config>/1.1.0`; does nothing if they are there already.
 
-  A preparation that was killed leaves only a directory named `incomplete...`, never a half data set.
+  A preparation that was killed leaves a directory named `incomplete...` and one of the files that were finished, which
+  the next one of the same annotations goes on from; never a half data set.
 
   Args:
     splits: what to prepare; all must have the same categories.
@@ -100,6 +109,7 @@ def prepare(splits: Sequence[Split], data_dir: epath.PathLike, config: str = '20
     )
   builder = CocoBuilder(splits=splits, data_dir=str(data_dir), config=tfds.core.BuilderConfig(name=config))
   builder.download_and_prepare(file_format='array_record')
+  builder.finished.rmtree(missing_ok=True)
   return epath.Path(builder.data_path)
 
 
@@ -123,8 +133,8 @@ def _check_same(directory: epath.Path, split: Split) -> None:
     )
 
 
-class CocoRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """A builder whose records have the features of TFDS's `coco`; the COCO JSON of every split lies beside them."""
+class CocoRecords:
+  """Of a TFDS builder: records have the features of TFDS's `coco`; the COCO JSON of every split lies beside them."""
 
   categories: CategoryTable  # to be set before `__init__`
 
@@ -176,15 +186,45 @@ def example(annotations: Annotations, i: int, encoded: bytes) -> tuple[str, dict
   return name, {'image': encoded, 'image/filename': name, 'image/id': image_id, 'objects': objects}
 
 
-class CocoBuilder(CocoRecords, skip_registration=True):
-  """TFDS's `coco` over files that are already unpacked (use `prepare`)."""
+class FinishedFiles(writer.ExampleWriter):
+  """Writes a file of records into `folder` first, where it gets its name when it is whole; what is there stays."""
+
+  def __init__(self, file_format: tfds.core.FileFormat, folder: epath.Path):
+    super().__init__(file_format)
+    self._folder = folder
+
+  def has(self, path: epath.PathLike) -> bool:
+    return self._at(path).exists()
+
+  def write(self, path: epath.PathLike, examples: Iterator) -> None:
+    finished = self._at(path)
+    if not finished.exists():
+      self._folder.mkdir(parents=True, exist_ok=True)
+      part = self._folder / f'{os.getpid()}.part'
+      super().write(part, examples)
+      part.replace(finished)
+    try:
+      os.link(finished, path)
+    except OSError:  # behind a URL, or on a file system without links
+      finished.copy(path)
+
+  def _at(self, path: epath.PathLike) -> epath.Path:
+    return self._folder / epath.Path(path).name
+
+
+class CocoBuilder(CocoRecords, tfds.core.ShardBasedBuilder, skip_registration=True):
+  """TFDS's `coco` over files that are already unpacked (use `prepare`).
+
+  Images are read in the order in which they are stored, one file of records after the other: TFDS's own builders bring
+  them into it by TensorFlow as soon as they have more than 1 GB.
+  """
 
   name = 'coco'
   VERSION = tfds.core.Version('1.1.0')
 
   def __init__(self, *, splits: Sequence[Split], **kwargs):
     self._splits = splits
-    self._annotations = {split.name: _read(split) for split in splits}
+    self._annotations = {split.name: _read(split).in_tfds_order(split.name) for split in splits}
     self.categories = self._annotations[splits[0].name].categories
     for split in splits:
       table = self._annotations[split.name].categories
@@ -194,20 +234,60 @@ class CocoBuilder(CocoRecords, skip_registration=True):
           f'{len(table)} in {split.annotations} (compare ids, names and order)'
         )
     super().__init__(**kwargs)
+    same = repr([(name, one.digest, len(one)) for name, one in self._annotations.items()])
+    about = f'{self.VERSION}_{hashlib.md5(same.encode()).hexdigest()[:8]}'
+    # Beside the data set, so that files can be linked: the finished ones, until it is there.
+    self.finished = epath.Path(self.data_path).parent / f'finished.{about}'
 
-  def _split_generators(self, dl_manager: object) -> dict[str, Iterator]:
+  def _example_writer(self) -> FinishedFiles:
+    return FinishedFiles(self.info.file_format, self.finished)
+
+  def _shard_iterators_per_split(self, dl_manager: object) -> Mapping[str, Sequence[Callable[[], Iterator]]]:
     del dl_manager  # nothing is downloaded
     for split in self._splits:
       epath.Path(split.annotations).copy(self.json_path(split.name))
-    return {split.name: self._generate_examples(split) for split in self._splits}
+    return {split.name: self._files(split) for split in self._splits}
 
-  def _generate_examples(self, split: Split) -> Iterator[tuple[str, dict]]:
+  def _files(self, split: Split) -> list[Callable[[], Iterator[tuple[str, dict | None]]]]:
+    """For each file of records what gives its keys and records."""
+    count = len(self._annotations[split.name])
+    number = -(-count // IMAGES_PER_FILE)
+    bounds = [round(count * k / number) for k in range(number + 1)]
+    template = self._get_filename_template(split_name=split.name)
+    paths = [template.sharded_filepath(shard_index=k, num_shards=number) for k in range(number)]
+    there = [self._example_writer().has(path) for path in paths]
+    if any(there):
+      taken = sum(end - start for start, end, has in zip(bounds, bounds[1:], there) if has)
+      logging.warning('%s: %d of %d images are there from a preparation before', split.name, taken, count)
+    progress = tqdm(total=count, desc=f'{split.name}: reading images', unit='image')
+
+    def records(rows: range, there: bool) -> Iterator[tuple[str, dict | None]]:
+      read = self._placeholders if there else self._records
+      for record in read(split, rows):
+        yield record
+        progress.update()
+      if rows.stop == count:
+        progress.close()
+
+    return [functools.partial(records, range(*pair), has) for pair, has in zip(itertools.pairwise(bounds), there)]
+
+  def _placeholders(self, split: Split, rows: range) -> Iterator[tuple[str, None]]:
+    """For TFDS to count."""
+    names = self._annotations[split.name].file_names
+    return ((names[i], None) for i in rows)
+
+  def _records(self, split: Split, rows: range) -> Iterator[tuple[str, dict]]:
     annotations = self._annotations[split.name]
-    for i, name in enumerate(tqdm(annotations.file_names, desc=f'{split.name}: reading images', unit='image')):
-      path = epath.Path(split.images) / name
+
+    def load(i: int) -> bytes:
+      path = epath.Path(split.images) / annotations.file_names[i]
       encoded = path.read_bytes()
       # A broken file is found now, not in the middle of the training.
       decode_image(encoded, str(path), size=tuple(annotations.image_sizes[i].tolist()))
+      return encoded
+
+    threads = os.cpu_count() or 1
+    for i, encoded in zip(rows, sources.read_ahead(load, rows, threads), strict=True):
       yield example(annotations, i, encoded)
 
 

@@ -27,6 +27,7 @@ from triplet_det.data.sources import TfdsSource, is_prepared
 CLASS_NAMES = shapes_drawing.CLASS_NAMES
 CATEGORIES = CategoryTable(tuple(range(1, len(CLASS_NAMES) + 1)), CLASS_NAMES)
 TRAIN_IMAGES, VALIDATION_IMAGES = 2000, 200
+MAX_IMAGES = 50_000  # of 12 KB: TFDS brings them into their order in memory, and by TensorFlow beyond 1 GB
 
 _STREAMS = {'train': 0, 'validation': 1}  # part of every image's seed, so that no split repeats another's image
 _JPEG_QUALITY = 95
@@ -42,15 +43,16 @@ class ShapesConfig(tfds.core.BuilderConfig):
   validation_images: int = VALIDATION_IMAGES
 
   def __post_init__(self):
-    if self.seed < 0 or self.train_images < 1 or self.validation_images < 1:
+    counts = self.train_images, self.validation_images
+    if self.seed < 0 or not all(1 <= count <= MAX_IMAGES for count in counts):
       raise ValueError(
-        f'shapes needs a seed >= 0 and at least 1 image per split, got seed {self.seed}, '
+        f'shapes needs a seed >= 0 and 1 to {MAX_IMAGES} images per split, got seed {self.seed}, '
         f'{self.train_images} train and {self.validation_images} validation images'
       )
     self.name = f'seed{self.seed}_train{self.train_images}_validation{self.validation_images}'
 
 
-class ShapesBuilder(CocoRecords, skip_registration=True):
+class ShapesBuilder(CocoRecords, tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """TFDS builder `shapes`; prepares without TensorFlow as array_record."""
 
   name = 'shapes'

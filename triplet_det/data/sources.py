@@ -11,8 +11,10 @@ import functools
 import io
 import posixpath
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+import grain
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
@@ -305,6 +307,16 @@ def check_files(images: epath.Path, annotations: Annotations) -> None:
       f'{_examples(missing)}; it holds {len(present)} files, {_examples(sorted(present))}: give the folder that the '
       'names are relative to'
     )
+
+
+def read_ahead(load: Callable[[int], Any], indices: Iterable[int], threads: int = 2) -> Iterator[Any]:
+  """What `load` gives for each index, in order; threads load the next ones meanwhile."""
+  read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+  loaded = iter(grain.MapDataset.source(list(indices)).map(load).to_iter_dataset(read))
+  try:
+    yield from loaded
+  finally:
+    loaded.close()
 
 
 def log_report(annotations: Annotations, split: str) -> None:
