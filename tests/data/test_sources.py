@@ -1,6 +1,7 @@
 """The COCO JSON reader, the two sources and the preparation by TFDS."""
 
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -14,7 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from tensorflow_datasets.core import hashing
+from tensorflow_datasets.core import hashing, shuffle
 
 from tests.tiny_coco import CATEGORIES, write_tiny_coco
 from triplet_det import categories
@@ -138,6 +139,70 @@ def test_preparing_twice_reads_what_is_there(tiny, prepared):
   assert (directory / 'dataset_info.json').stat().mtime == before
   with pytest.raises(ValueError, match=r"already prepared with the splits \['train', 'validation'\], without \['test'"):
     prepare_tfds.prepare(prepare_tfds.official_splits(tiny.root, ['test2017']), prepared)
+
+
+def contents(directory):
+  """Name of a file -> its bytes."""
+  root = Path(directory)
+  return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob('*') if path.is_file()}
+
+
+def test_several_files_have_the_order_of_one(tiny, prepared, tmp_path, monkeypatch):
+  """And nothing goes through TFDS's shuffling, which needs TensorFlow for what is larger than this."""
+  monkeypatch.setattr(prepare_tfds, 'IMAGES_PER_FILE', 3)
+  monkeypatch.setattr(shuffle, 'MAX_MEM_BUFFER_SIZE', 100)
+  directory = prepare_tfds.prepare(prepare_tfds.official_splits(tiny.root), tmp_path)
+  names = [path.name for path in directory.glob('coco-train.array_record-*')]
+  assert sorted(names) == [f'coco-train.array_record-0000{k}-of-00003' for k in range(3)]
+  one, several = (sources.TfdsSource(data_dir=data_dir, split='train') for data_dir in (prepared, tmp_path))
+  assert len(one) == len(several) == 7
+  assert [one[i].encoded for i in range(7)] == [several[i].encoded for i in range(7)]
+  assert [path.name for path in directory.parent.iterdir()] == [directory.name]
+
+
+def test_a_killed_preparation_is_continued(tiny, tmp_path, monkeypatch, caplog):
+  monkeypatch.setattr(prepare_tfds, 'IMAGES_PER_FILE', 2)
+  monkeypatch.setattr(os, 'cpu_count', lambda: 1)
+  splits, decode, read = prepare_tfds.official_splits(tiny.root), prepare_tfds.decode_image, []
+
+  def decode_until(last):
+    def decode_and_note(encoded, name, **settings):
+      if len(read) == last:
+        raise MemoryError('killed')
+      read.append(name)
+      return decode(encoded, name, **settings)
+
+    return decode_and_note
+
+  whole = prepare_tfds.prepare(splits, tmp_path / 'whole')
+  monkeypatch.setattr(prepare_tfds, 'decode_image', decode_until(5))
+  with pytest.raises(MemoryError):
+    prepare_tfds.prepare(splits, tmp_path / 'killed')
+  parent = prepare_tfds.prepared_directory(tmp_path / 'killed').parent
+  (finished,) = parent.glob('finished.*')
+  names = {path.name for path in finished.iterdir()}
+  # Of 2, 2, 1 and 2 images; the last one, which is not whole, has another name.
+  assert {name for name in names if 'coco' in name} == {f'coco-train.array_record-0000{k}-of-00004' for k in range(3)}
+  before = set(read)
+  read.clear()
+  monkeypatch.setattr(prepare_tfds, 'decode_image', decode_until(-1))
+  with caplog.at_level(logging.WARNING, logger='absl'):
+    continued = prepare_tfds.prepare(splits, tmp_path / 'killed')
+  assert 'train: 5 of 7 images are there from a preparation before' in caplog.text
+  assert not before & set(read) and len(read) == 10 - 5
+  assert contents(continued) == contents(whole)
+  assert not list(parent.glob('finished.*'))
+
+
+def test_what_other_annotations_left_is_not_taken(tiny, tmp_path):
+  other = write_tiny_coco(tmp_path / 'other', seed=1)
+  split = prepare_tfds.official_splits(other.root, ['val2017'])
+  settings = dict(data_dir=str(tmp_path / 'out'), config=tfds.core.BuilderConfig(name='2017'))
+  ours = prepare_tfds.official_splits(tiny.root, ['val2017'])
+  assert prepare_tfds.CocoBuilder(splits=ours, **settings).finished != (
+    prepare_tfds.CocoBuilder(splits=split, **settings).finished
+  )
+  assert prepare_tfds.CocoBuilder(splits=ours, **settings).finished.name.startswith('finished.1.1.0_')
 
 
 def test_another_data_set_or_a_part_of_one_is_not_taken_for_this_one(tiny, prepared, tmp_path):

@@ -259,15 +259,15 @@ class CocoBuilder(CocoRecords, tfds.core.ShardBasedBuilder, skip_registration=Tr
     if any(there):
       taken = sum(end - start for start, end, has in zip(bounds, bounds[1:], there) if has)
       logging.warning('%s: %d of %d images are there from a preparation before', split.name, taken, count)
-    progress = tqdm(total=count, desc=f'{split.name}: reading images', unit='image')
+    progress = functools.cache(lambda: tqdm(total=count, desc=f'{split.name}: reading images', unit='image'))
 
     def records(rows: range, there: bool) -> Iterator[tuple[str, dict | None]]:
       read = self._placeholders if there else self._records
       for record in read(split, rows):
         yield record
-        progress.update()
+        progress().update()
       if rows.stop == count:
-        progress.close()
+        progress().close()
 
     return [functools.partial(records, range(*pair), has) for pair, has in zip(itertools.pairwise(bounds), there)]
 
