@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 
 import jax
@@ -26,21 +26,23 @@ from triplet_det.structs import Detections
 _BEGUN = 0.01  # AP below which chance hits make it rise and fall
 
 
-def detect(detector: inference.Detector, source: pipeline.Source) -> dict[int, Detections]:
-  """Image id -> detections, for this host's share of the source; images of one canvas size follow each other."""
+def detect(detector: inference.Detector, source: pipeline.Source) -> Iterator[tuple[int, Detections]]:
+  """(image id, detections) for this host's share of the source; images of one canvas size follow each other.
+
+  The device works on a batch while what the one before gave is taken.
+  """
   sizes = source.image_sizes
   order = sorted(range(len(source)), key=lambda i: canvas.canvas_size(*sizes[i], detector.settings.canvas_multiple))
   order = order[jax.process_index() :: jax.process_count()]
   images = ((record.image_id, image) for _, record, image in pipeline.load_images(source, order))
-  progress = ProgressLine(len(order), prefix='eval', unit='image')
-  found = {}
-  for image_id, detections in detector.stream(images):
-    found[image_id] = detections
-    progress.update(len(found))
-  progress.close()
+  found = set()
+  with contextlib.closing(ProgressLine(len(order), prefix='eval', unit='image')) as progress:
+    for image_id, detections in detector.stream(images):
+      found.add(image_id)
+      yield image_id, detections
+      progress.update(len(found))
   if len(found) != len(order):
     raise RuntimeError(f'{len(found)} different images were evaluated, this host has {len(order)} of the split')
-  return found
 
 
 def evaluate(
@@ -81,8 +83,9 @@ def evaluate(
   """
   check_categories(source, categories)
   found = detect(detector, source)
-  rows = coco_results.results_rows(found.items(), categories, decimals=None if decimals < 0 else decimals)
-  rows = [row for part in sharding.from_all_hosts(json.dumps(rows)) for row in json.loads(part)]
+  rows = coco_results.results_rows(found, categories, decimals=None if decimals < 0 else decimals)
+  if jax.process_count() > 1:
+    rows = [row for part in sharding.from_all_hosts(json.dumps(rows)) for row in json.loads(part)]
   if jax.process_index() > 0:  # the first host measures and writes, and tells the others
     return json.loads(sharding.from_all_hosts('')[0])
   directory = epath.Path(directory)

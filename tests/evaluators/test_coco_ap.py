@@ -205,7 +205,8 @@ def test_results_rows_as_published():
 def test_results_rows_give_every_float32_back(tmp_path):
   rows = coco_results.results_rows([(7, two_detections()), (8, two_detections())], TABLE)
   coco_results.write_results(tmp_path / 'new' / 'results.json', rows)
-  assert json.loads((tmp_path / 'new' / 'results.json').read_text()) == rows
+  text = (tmp_path / 'new' / 'results.json').read_text()
+  assert json.loads(text) == rows and [json.loads(line.strip('[],')) for line in text.splitlines()] == rows
   assert [row['image_id'] for row in rows] == [7, 7, 8, 8]
   x, y, w, h = np.float32(rows[1]['bbox'])
   assert (x, y, w, h, np.float32(rows[1]['score'])) == (0, 0, np.float32(1 / 3), 2, np.float32(0.1))

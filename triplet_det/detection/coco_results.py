@@ -55,7 +55,7 @@ def write_results(path: epath.PathLike, rows: Sequence[Mapping]) -> dict[str, in
     ValueError: a number is NaN or infinite.
   """
   path = epath.Path(path)
-  text = '[' + ',\n'.join(json.dumps(row, allow_nan=False) for row in rows) + ']\n'
+  text = json.dumps(rows, allow_nan=False).replace('}, {', '},\n{') + '\n'  # a line each: rows hold no other braces
   path.parent.mkdir(parents=True, exist_ok=True)
   output_paths.write_whole(path, text)
   return dict(boxes=len(rows), bytes=len(text), sha256=hashlib.sha256(text.encode()).hexdigest())
