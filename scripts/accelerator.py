@@ -9,8 +9,8 @@ the same networks in PyTorch, if that sees the GPU. run: the embedded data set, 
 
 A part ends within --minutes. What is not done then, or has failed, is done when the same command is given again; what
 is finished is taken from the --json file. One device is used. On a GPU several processes compile before anything is
-timed, --at_once; then each program has the device alone. On a CPU all is tiny, to see that the command works, and no
-figure says anything. docs/accelerators.md says how to read what is printed.
+timed, --at_once, for as long as all parts may take; then each program has the device alone. On a CPU all is tiny, to
+see that the command works, and no figure says anything. docs/accelerators.md says how to read what is printed.
 
 Exit codes: 0 all done; 1 something failed or is out of bounds; 2 the file does not fit; 75 the same command goes on.
 """
@@ -48,7 +48,7 @@ def main() -> int:
 
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--part', nargs='+', choices=[*accelerator_parts.PARTS, 'all'], default=['all'], help='which')
-  parser.add_argument('--only', type=re.compile, metavar='REGEX', help='items whose title has it (default: all)')
+  parser.add_argument('--only', type=pattern, metavar='REGEX', help='items whose title has it (default: all)')
   parser.add_argument('--at_once', type=int, metavar='N', help='processes that compile (default: 1; on a GPU 3)')
   parser.add_argument('--json', type=lambda text: Path(text).expanduser(), metavar='FILE', help='keeps what was found')
   parser.add_argument('--size', choices=list(accelerator_parts.SIZES), help='default: tiny on a CPU, else paper')
@@ -90,8 +90,11 @@ def main() -> int:
       part: {title: item for title, item in of.items() if not arguments.only or arguments.only.search(title)}
       for part, of in accelerator_parts.items(accelerator_parts.SIZES[about['size']], folder).items()
     }
+    if not any(every[part] for part in chosen):
+      parser.error(f'--only {arguments.only.pattern}: no item of {", ".join(chosen)} has that in its title')
     if at_once > 1:
-      prepare({part: every[part] for part in chosen}, content, at_once, 60 * arguments.minutes, keep)
+      ahead = {part: every[part] for part in chosen if part in accelerator_parts.COMPILED_AHEAD}
+      prepare(ahead, content, at_once, 60 * arguments.minutes * len(ahead), keep)
     for part in chosen:
       done = content['parts'].setdefault(part, {})
       measure(every[part], done, content['ahead'].get(part, {}), 60 * arguments.minutes, keep)
@@ -103,6 +106,14 @@ def main() -> int:
     if said:
       print('\n  '.join([f'\n{title}:', *said]))
   return FAILED if failures else UNFINISHED if unfinished else 0
+
+
+def pattern(text: str) -> re.Pattern:
+  """For argparse."""
+  try:
+    return re.compile(text)
+  except re.error as error:
+    raise argparse.ArgumentTypeError(f'{text!r} is no regular expression: {error}') from None
 
 
 def share_name() -> str:
@@ -147,39 +158,37 @@ def prepare(
   too little to try kernels with picks slow ones, or none. What fails here says so when its turn comes.
 
   Args:
-    parts: name -> items by their titles.
+    parts: name -> items by their titles, begun in this order.
     content: of the file; 'ahead' and, of what times nothing, 'parts' are added to.
     at_once: processes.
     seconds: that all may take.
     keep: called whenever `content` has changed.
   """
-  from scripts.timing import accelerator_parts
-
   left = [
     (part, title, item)
     for part, of in parts.items()
     for title, item in of.items()
-    if part in accelerator_parts.COMPILED_AHEAD
-    and title not in content['ahead'].get(part, {})
-    and not finished(content['parts'].get(part, {}).get(title, {}))
+    if title not in content['ahead'].get(part, {}) and not finished(content['parts'].get(part, {}).get(title, {}))
   ]
-  # The longest first: those of the largest networks, which the size lists last.
-  left.reverse()
-  end, running = time.monotonic() + seconds, {}
-  while left or running:
-    while left and len(running) < at_once and time.monotonic() < end:
-      part, title, item = left.pop(0)
-      running[start(item, end - time.monotonic(), ahead=0.9 / at_once)] = part, title
-    if not running:
-      return
-    first = wait([one.receiver for one in running], max(0.0, end - time.monotonic()))
-    for one in [one for one in running if one.receiver in first or not first]:
-      (part, title), found = running.pop(one), one.result()
-      print(f'  {part}, {title}: compiled, {one.seconds():.0f} s', found.get('error', ''), file=sys.stderr, flush=True)
-      for kind, at in (('ahead', content['ahead']), ('rows', content['parts'])):
-        if kind in found:
-          at.setdefault(part, {})[title] = found[kind] if kind == 'ahead' else found
-      keep()
+  end, enough, running = time.monotonic() + seconds, min(ENOUGH, seconds / 2), {}
+  try:
+    while running or (left and end - time.monotonic() >= enough):
+      while left and len(running) < at_once and end - time.monotonic() >= enough:
+        part, title, item = left.pop(0)
+        running[start(item, end - time.monotonic(), ahead=0.9 / at_once)] = part, title
+      ready = wait([one.receiver for one in running], max(0.0, end - time.monotonic()))
+      for one in [one for one in running if one.receiver in ready or not ready]:
+        (part, title), found = running.pop(one), one.result()
+        ((kind, said),) = found.items()
+        told = {'ahead': 'compiled', 'rows': 'done'}.get(kind, f'{kind}: {said}')
+        print(f'  {part}, {title}: {told}, {one.seconds():.0f} s', file=sys.stderr, flush=True)
+        for wanted, at in (('ahead', content['ahead']), ('rows', content['parts'])):
+          if kind == wanted:
+            at.setdefault(part, {})[title] = said if kind == 'ahead' else found
+        keep()
+  finally:
+    for one in running:  # after Ctrl-C
+      one.end_now()
 
 
 def finished(found: Mapping[str, object]) -> bool:
@@ -253,10 +262,13 @@ class Started:
       return {'error': f'its process ended with {self.process.exitcode}'}
     finally:
       self.process.join(patience)
-      self.process.kill()
-      with contextlib.suppress(ProcessLookupError):
-        os.killpg(self.process.pid, signal.SIGKILL)  # what it has started
-      self.process.join()
+      self.end_now()
+
+  def end_now(self) -> None:
+    self.process.kill()
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(self.process.pid, signal.SIGKILL)  # what it has started
+    self.process.join()
 
 
 def start(item: Callable, seconds: float, *, ahead: float = 0) -> Started:

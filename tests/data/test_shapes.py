@@ -405,6 +405,12 @@ def test_the_slower_of_two_takes_the_winners_set(tiny, tmp_path, monkeypatch, sw
   assert contents(directory) == contents(tiny[1])
 
 
+def test_more_images_than_tfds_orders_in_memory(tmp_path):
+  with pytest.raises(ValueError, match=r'shapes draws up to 50,000 images per split, 50,001 were asked for'):
+    shapes_dataset.prepare(tmp_path, train_images=50_001)
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_failed_preparation_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
   def fail(rng):
     raise OSError('disk full')

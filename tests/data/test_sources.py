@@ -149,7 +149,7 @@ def contents(directory):
 
 def test_several_files_have_the_order_of_one(tiny, prepared, tmp_path, monkeypatch):
   """And nothing goes through TFDS's shuffling, which needs TensorFlow for what is larger than this."""
-  monkeypatch.setattr(prepare_tfds, 'IMAGES_PER_FILE', 3)
+  monkeypatch.setattr(prepare_tfds, 'BYTES_PER_FILE', sum(map(len, image_bytes(tiny))) / 2.5)
   monkeypatch.setattr(shuffle, 'MAX_MEM_BUFFER_SIZE', 100)
   directory = prepare_tfds.prepare(prepare_tfds.official_splits(tiny.root), tmp_path)
   names = [path.name for path in directory.glob('coco-train.array_record-*')]
@@ -160,49 +160,100 @@ def test_several_files_have_the_order_of_one(tiny, prepared, tmp_path, monkeypat
   assert [path.name for path in directory.parent.iterdir()] == [directory.name]
 
 
-def test_a_killed_preparation_is_continued(tiny, tmp_path, monkeypatch, caplog):
-  monkeypatch.setattr(prepare_tfds, 'IMAGES_PER_FILE', 2)
-  monkeypatch.setattr(os, 'cpu_count', lambda: 1)
-  splits, decode, read = prepare_tfds.official_splits(tiny.root), prepare_tfds.decode_image, []
+def image_bytes(tiny):
+  return [path.read_bytes() for path in Path(tiny.images()).glob('*.jpg')]
 
-  def decode_until(last):
-    def decode_and_note(encoded, name, **settings):
-      if len(read) == last:
-        raise MemoryError('killed')
-      read.append(name)
-      return decode(encoded, name, **settings)
 
-    return decode_and_note
+@pytest.fixture
+def stopped(tiny, tmp_path, monkeypatch):
+  """A preparation with a file for each image that ended at the sixth: its data_dir, its finished files, all names."""
+  monkeypatch.setattr(prepare_tfds, 'BYTES_PER_FILE', 1)
+  monkeypatch.setattr(prepare_tfds, '_threads', lambda: 1)
+  decode, read = prepare_tfds.decode_image, []
 
-  whole = prepare_tfds.prepare(splits, tmp_path / 'whole')
-  monkeypatch.setattr(prepare_tfds, 'decode_image', decode_until(5))
-  with pytest.raises(MemoryError):
-    prepare_tfds.prepare(splits, tmp_path / 'killed')
-  parent = prepare_tfds.prepared_directory(tmp_path / 'killed').parent
-  (finished,) = parent.glob('finished.*')
-  names = {path.name for path in finished.iterdir()}
-  # Of 2, 2, 1 and 2 images; the last one, which is not whole, has another name.
-  assert {name for name in names if 'coco' in name} == {f'coco-train.array_record-0000{k}-of-00004' for k in range(3)}
-  before = set(read)
-  read.clear()
-  monkeypatch.setattr(prepare_tfds, 'decode_image', decode_until(-1))
+  def decode_and_note(encoded, name, **settings):
+    if len(read) == 5:
+      raise MemoryError('killed')
+    read.append(name)
+    return decode(encoded, name, **settings)
+
+  with monkeypatch.context() as change:
+    change.setattr(prepare_tfds, 'decode_image', decode_and_note)
+    with pytest.raises(MemoryError):
+      prepare_tfds.prepare(prepare_tfds.official_splits(tiny.root), tmp_path / 'stopped')
+  (finished,) = prepare_tfds.prepared_directory(tmp_path / 'stopped').parent.glob('finished.*')
+  return tmp_path / 'stopped', Path(finished), read
+
+
+def continued(tiny, data_dir, monkeypatch):
+  """The names of the images that the next preparation looks at; its result is what an unbroken one makes."""
+  decode, read = prepare_tfds.decode_image, []
+  monkeypatch.setattr(prepare_tfds, 'decode_image', lambda *a, **k: read.append(a[1]) or decode(*a, **k))
+  splits = prepare_tfds.official_splits(tiny.root)
+  directory = prepare_tfds.prepare(splits, data_dir)
+  assert not list(directory.parent.glob('finished.*'))
+  now = list(read)
+  assert contents(directory) == contents(prepare_tfds.prepare(splits, data_dir.with_name('whole')))
+  return now
+
+
+def test_a_stopped_preparation_is_continued(tiny, stopped, monkeypatch, caplog):
+  data_dir, finished, read = stopped
+  assert sorted(path.name for path in finished.iterdir()) == [
+    f'coco-train.array_record-0000{k}-of-00007' for k in range(5)
+  ]
   with caplog.at_level(logging.WARNING, logger='absl'):
-    continued = prepare_tfds.prepare(splits, tmp_path / 'killed')
+    now = continued(tiny, data_dir, monkeypatch)
   assert 'train: 5 of 7 images are there from a preparation before' in caplog.text
-  assert not before & set(read) and len(read) == 10 - 5
-  assert contents(continued) == contents(whole)
-  assert not list(parent.glob('finished.*'))
+  assert not set(read) & set(now) and len(now) == 10 - 5
 
 
-def test_what_other_annotations_left_is_not_taken(tiny, tmp_path):
-  other = write_tiny_coco(tmp_path / 'other', seed=1)
-  split = prepare_tfds.official_splits(other.root, ['val2017'])
-  settings = dict(data_dir=str(tmp_path / 'out'), config=tfds.core.BuilderConfig(name='2017'))
-  ours = prepare_tfds.official_splits(tiny.root, ['val2017'])
-  assert prepare_tfds.CocoBuilder(splits=ours, **settings).finished != (
-    prepare_tfds.CocoBuilder(splits=split, **settings).finished
-  )
-  assert prepare_tfds.CocoBuilder(splits=ours, **settings).finished.name.startswith('finished.1.1.0_')
+def test_a_finished_file_that_is_cut_short_is_made_anew(tiny, stopped, monkeypatch):
+  data_dir, finished, read = stopped
+  os.truncate(finished / 'coco-train.array_record-00001-of-00007', 0)
+  assert set(continued(tiny, data_dir, monkeypatch)) & set(read) == {read[1]}
+
+
+def test_without_links_a_preparation_begins_anew(tiny, tmp_path, monkeypatch):
+  def refuse(*_):
+    raise OSError('no links here')
+
+  monkeypatch.setattr(os, 'link', refuse)
+  splits = prepare_tfds.official_splits(tiny.root)
+  directory = prepare_tfds.prepare(splits, tmp_path)
+  monkeypatch.undo()
+  assert contents(directory) == contents(prepare_tfds.prepare(splits, tmp_path / 'linked'))
+
+
+@pytest.mark.parametrize('what', ['annotation id', 'folder'])
+def test_what_other_data_left_is_not_taken(tiny, stopped, tmp_path, monkeypatch, what):
+  data_dir, finished, _ = stopped
+  data = json.loads(tiny.annotations().read_text())
+  if what == 'annotation id':
+    data['annotations'][0]['id'] += 1000
+  images = tiny.images() if what == 'annotation id' else shutil.copytree(tiny.images(), tmp_path / 'images')
+  split = prepare_tfds.Split('train', images, _write(tmp_path / 'other.json', data))
+  noted, decode = [], prepare_tfds.decode_image
+  monkeypatch.setattr(prepare_tfds, 'decode_image', lambda *a, **k: noted.append(a[1]) or decode(*a, **k))
+  directory = prepare_tfds.prepare([split], data_dir)
+  assert len(noted) == 7 and not finished.exists()  # of no use any more
+  assert [path.name for path in directory.parent.glob('finished.*')] == []
+
+
+def test_the_slower_of_two_takes_the_winners_set(tiny, tmp_path, monkeypatch, caplog):
+  splits, decode = prepare_tfds.official_splits(tiny.root), prepare_tfds.decode_image
+  winner = prepare_tfds.prepare(splits, tmp_path / 'winner')
+  ours = prepare_tfds.prepared_directory(tmp_path / 'slower')
+
+  def overtaken(*arguments, **settings):
+    if not ours.exists():
+      shutil.copytree(winner, ours)
+    return decode(*arguments, **settings)
+
+  monkeypatch.setattr(prepare_tfds, 'decode_image', overtaken)
+  with caplog.at_level(logging.WARNING, logger='absl'):
+    assert prepare_tfds.prepare(splits, tmp_path / 'slower') == ours
+  assert contents(ours) == contents(winner)
 
 
 def test_another_data_set_or_a_part_of_one_is_not_taken_for_this_one(tiny, prepared, tmp_path):

@@ -3,13 +3,17 @@
 import dataclasses
 import json
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import types
 
 import jax
 import numpy as np
+import psutil
 import pytest
 
 from scripts.timing import accelerator_parts
@@ -70,7 +74,7 @@ def test_products(twice):
     assert row['TFLOP/s'] * 1e12 == pytest.approx(2 * 256**3 / (row['ms'] / 1e3))
 
 
-def test_errors_are_within_the_tests_own_bounds(twice):
+def test_errors_are_within_their_bounds(twice):
   found = rows(twice[3], 'right')
   for title, row in found.items():
     assert row['within'] == 'yes' and row['error'] <= row['bound'], title
@@ -253,7 +257,7 @@ def items(size, folder):
   found = {part: {} for part in parts.PARTS}
   found['chip'] = {'products': item('products')}
   found['right'] = {'whole': lambda _: {'': {'error': 0.0, 'bound': 1.0, 'within': 'yes'}}}
-  found['step'] = {name: item(name, seconds) for name, seconds in (('broken', 0), ('short', 1), ('long', 4))}
+  found['step'] = {name: item(name, seconds) for name, seconds in (('long', 4), ('short', 1), ('broken', 0))}
   return found
 
 parts.items = items
@@ -266,10 +270,10 @@ def test_programs_are_compiled_at_once_before_any_is_timed(tmp_path):
   (ended,) = run(tmp_path, ('-c', AHEAD, '--at_once', '2', '--part', 'chip', 'right', 'step', '--json', str(file)))
   assert ended.code == 0, ended.err
   executed = (tmp_path / 'executed.txt').read_text().splitlines()
-  # The last of a part first, two at once with a share of the memory each; `short` and `broken` beside `long`.
-  assert executed[:3] == ['long 0.45', 'short 0.45', 'broken 0.45']
+  # Two at once with a share of the memory each: `long` runs until `short` and `broken` have ended beside it.
+  assert set(executed[:2]) == {'long 0.45', 'short 0.45'} and executed[2] == 'broken 0.45'
   assert executed[3:] == [
-    line for name in ('products', 'broken', 'short', 'long') for line in (f'{name} .92', f'{name} timed')
+    line for name in ('products', 'long', 'short', 'broken') for line in (f'{name} .92', f'{name} timed')
   ]
   content = json.loads(file.read_text())
   assert content['ahead'] == {'step': {'long': {'seconds': 4.0}, 'short': {'seconds': 1.0}}}
@@ -285,6 +289,29 @@ def test_items_are_chosen_by_their_titles(tmp_path):
   parts = json.loads(file.read_text())['parts']
   assert {title for part in parts.values() for title in part} == {'long', 'whole'}
   assert 'short' not in ended.out
+
+
+def test_ctrl_c_ends_the_compilers(tmp_path):
+  code = AHEAD.replace("('long', 4)", "('long', 60)")
+  command = [sys.executable, '-c', code, '--at_once', '2', '--part', 'step', '--json', str(tmp_path / 'results.json')]
+  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': forks.IMPORTS}
+  process = subprocess.Popen(command, cwd=forks.ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+  deadline = time.monotonic() + 60
+  while not (tmp_path / 'executed.txt').exists() and time.monotonic() < deadline:
+    time.sleep(0.1)
+  started = psutil.Process(process.pid).children()
+  assert started
+  process.send_signal(signal.SIGINT)
+  process.communicate(timeout=20)
+  assert process.returncode and not any(child.is_running() for child in started)
+
+
+def test_only_what_there_is(tmp_path):
+  broken, nothing = run(
+    tmp_path, *(('scripts/accelerator.py', '--part', 'step', '--only', text) for text in ('(', 'no such'))
+  )
+  assert broken.code == nothing.code == 2
+  assert "'(' is no regular expression: " in broken.err and 'no item of step has that' in nothing.err
 
 
 def test_unfinished_is_no_failure(tmp_path):

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
-from tensorflow_datasets.core import writer
+from tensorflow_datasets.core import file_adapters, writer
 from tqdm import tqdm
 
 from triplet_det.categories import CategoryTable
@@ -33,7 +34,8 @@ _OFFICIAL = {
   'test-dev': ('test_dev', 'test{0}', 'image_info_test-dev{0}.json'),
 }
 
-IMAGES_PER_FILE = 1_000  # 160 MB of COCO's, which TFDS has in memory once
+BYTES_PER_FILE = 2**27  # about, of images: TFDS has a file's in memory
+_SIZES_LOOKED_AT = 1_000  # images of a split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +76,9 @@ def prepared_directory(data_dir: epath.PathLike, config: str = '2017') -> epath.
 def prepare(splits: Sequence[Split], data_dir: epath.PathLike, config: str = '2017') -> epath.Path:
   """Writes the splits to `<data_dir>/coco/<config>/1.1.0`; does nothing if they are there already.
 
-  A preparation that was killed leaves a directory named `incomplete...` and one of the files that were finished, which
-  the next one of the same annotations goes on from; never a half data set.
+  A preparation that was killed, or ended by an error, leaves two directories, `incomplete...` and, of the files that
+  were finished, `finished...`, from which the next one of the same JSONs and folders goes on: it does not look at the
+  images in them again. Never a half data set; of several preparations at once the first to finish wins.
 
   Args:
     splits: what to prepare; all must have the same categories.
@@ -102,15 +105,30 @@ def prepare(splits: Sequence[Split], data_dir: epath.PathLike, config: str = '20
       )
     for split in splits:
       _check_same(directory, split)
+    _remove_finished(directory)
     return directory
   if directory.exists():
     raise ValueError(
       f'{directory} is only in part there, without dataset_info.json: remove it or choose another directory'
     )
   builder = CocoBuilder(splits=splits, data_dir=str(data_dir), config=tfds.core.BuilderConfig(name=config))
-  builder.download_and_prepare(file_format='array_record')
-  builder.finished.rmtree(missing_ok=True)
-  return epath.Path(builder.data_path)
+  try:
+    builder.download_and_prepare(file_format='array_record')
+  except Exception as error:
+    if not sources.is_prepared(directory):
+      raise
+    logging.warning('another process has made %s meanwhile (%s: %s)', directory, type(error).__name__, error)
+  _remove_finished(directory)
+  return directory
+
+
+def _remove_finished(directory: epath.Path) -> None:
+  """What is of no use any more once the data set is there."""
+  for left in directory.parent.glob(f'finished.{directory.name}_*'):
+    try:
+      left.rmtree(missing_ok=True)
+    except OSError as error:  # another process still writes there; it will find the data set, and sweep for itself
+      logging.warning('%s stays for now: %s', left, error)
 
 
 def _check_same(directory: epath.Path, split: Split) -> None:
@@ -187,29 +205,36 @@ def example(annotations: Annotations, i: int, encoded: bytes) -> tuple[str, dict
 
 
 class FinishedFiles(writer.ExampleWriter):
-  """Writes a file of records into `folder` first, where it gets its name when it is whole; what is there stays."""
+  """Keeps a link to every file of records that is whole in `folder`, and takes those that are there."""
 
   def __init__(self, file_format: tfds.core.FileFormat, folder: epath.Path):
     super().__init__(file_format)
     self._folder = folder
+    self._to_take = set()
 
-  def has(self, path: epath.PathLike) -> bool:
-    return self._at(path).exists()
+  def has(self, path: epath.Path, count: int) -> bool:
+    """Whether the file that is to become `path` is there, with so many records; then its examples are not read."""
+    kept = self._folder / path.name
+    try:
+      if not kept.exists() or file_adapters.ADAPTER_FOR_FORMAT[self.file_format].num_examples(kept) != count:
+        return False
+    except Exception:  # whatever the reader says of a file that a crash of the machine has cut short
+      return False
+    self._to_take.add(path.name)
+    return True
 
   def write(self, path: epath.PathLike, examples: Iterator) -> None:
-    finished = self._at(path)
-    if not finished.exists():
-      self._folder.mkdir(parents=True, exist_ok=True)
-      part = self._folder / f'{os.getpid()}.part'
-      super().write(part, examples)
-      part.replace(finished)
+    kept = self._folder / epath.Path(path).name
+    if kept.name in self._to_take:
+      os.link(kept, path)
+      return
+    super().write(path, examples)
     try:
-      os.link(finished, path)
-    except OSError:  # behind a URL, or on a file system without links
-      finished.copy(path)
-
-  def _at(self, path: epath.PathLike) -> epath.Path:
-    return self._folder / epath.Path(path).name
+      self._folder.mkdir(parents=True, exist_ok=True)
+      kept.unlink(missing_ok=True)
+      os.link(path, kept)
+    except OSError as error:  # behind a URL, or on a file system without links; or another process was faster
+      logging.log_first_n(logging.INFO, 'a preparation that is killed will begin anew: %s', 1, error)
 
 
 class CocoBuilder(CocoRecords, tfds.core.ShardBasedBuilder, skip_registration=True):
@@ -234,11 +259,13 @@ class CocoBuilder(CocoRecords, tfds.core.ShardBasedBuilder, skip_registration=Tr
           f'{len(table)} in {split.annotations} (compare ids, names and order)'
         )
     super().__init__(**kwargs)
-    same = repr([(name, one.digest, len(one)) for name, one in self._annotations.items()])
-    about = f'{self.VERSION}_{hashlib.md5(same.encode()).hexdigest()[:8]}'
+    same = hashlib.md5()
+    for split in splits:
+      same.update(f'{split.name} {split.images} '.encode() + epath.Path(split.annotations).read_bytes())
     # Beside the data set, so that files can be linked: the finished ones, until it is there.
-    self.finished = epath.Path(self.data_path).parent / f'finished.{about}'
+    self.finished = epath.Path(self.data_path).parent / f'finished.{self.VERSION}_{same.hexdigest()[:8]}'
 
+  @functools.cache  # noqa: B019, one per process
   def _example_writer(self) -> FinishedFiles:
     return FinishedFiles(self.info.file_format, self.finished)
 
@@ -250,26 +277,29 @@ class CocoBuilder(CocoRecords, tfds.core.ShardBasedBuilder, skip_registration=Tr
 
   def _files(self, split: Split) -> list[Callable[[], Iterator[tuple[str, dict | None]]]]:
     """For each file of records what gives its keys and records."""
-    count = len(self._annotations[split.name])
-    number = -(-count // IMAGES_PER_FILE)
+    names = self._annotations[split.name].file_names
+    count = len(names)
+    looked_at = names[:: -(-count // _SIZES_LOOKED_AT)]
+    size = sum((epath.Path(split.images) / name).stat().length for name in looked_at) / len(looked_at)
+    number = min(count, math.ceil(count * size / BYTES_PER_FILE))
     bounds = [round(count * k / number) for k in range(number + 1)]
     template = self._get_filename_template(split_name=split.name)
     paths = [template.sharded_filepath(shard_index=k, num_shards=number) for k in range(number)]
-    there = [self._example_writer().has(path) for path in paths]
+    files = [range(*pair) for pair in itertools.pairwise(bounds)]
+    there = [self._example_writer().has(path, len(rows)) for path, rows in zip(paths, files, strict=True)]
     if any(there):
-      taken = sum(end - start for start, end, has in zip(bounds, bounds[1:], there) if has)
+      taken = sum(len(rows) for rows, has in zip(files, there) if has)
       logging.warning('%s: %d of %d images are there from a preparation before', split.name, taken, count)
     progress = functools.cache(lambda: tqdm(total=count, desc=f'{split.name}: reading images', unit='image'))
 
     def records(rows: range, there: bool) -> Iterator[tuple[str, dict | None]]:
-      read = self._placeholders if there else self._records
-      for record in read(split, rows):
+      for record in self._placeholders(split, rows) if there else self._records(split, rows):
         yield record
         progress().update()
       if rows.stop == count:
         progress().close()
 
-    return [functools.partial(records, range(*pair), has) for pair, has in zip(itertools.pairwise(bounds), there)]
+    return [functools.partial(records, *of_file) for of_file in zip(files, there, strict=True)]
 
   def _placeholders(self, split: Split, rows: range) -> Iterator[tuple[str, None]]:
     """For TFDS to count."""
@@ -286,9 +316,13 @@ class CocoBuilder(CocoRecords, tfds.core.ShardBasedBuilder, skip_registration=Tr
       decode_image(encoded, str(path), size=tuple(annotations.image_sizes[i].tolist()))
       return encoded
 
-    threads = os.cpu_count() or 1
-    for i, encoded in zip(rows, sources.read_ahead(load, rows, threads), strict=True):
+    for i, encoded in zip(rows, sources.read_ahead(load, rows, _threads()), strict=True):
       yield example(annotations, i, encoded)
+
+
+def _threads() -> int:
+  """One for each core that this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def _read(split: Split) -> Annotations:

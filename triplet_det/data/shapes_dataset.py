@@ -43,10 +43,9 @@ class ShapesConfig(tfds.core.BuilderConfig):
   validation_images: int = VALIDATION_IMAGES
 
   def __post_init__(self):
-    counts = self.train_images, self.validation_images
-    if self.seed < 0 or not all(1 <= count <= MAX_IMAGES for count in counts):
+    if self.seed < 0 or self.train_images < 1 or self.validation_images < 1:
       raise ValueError(
-        f'shapes needs a seed >= 0 and 1 to {MAX_IMAGES} images per split, got seed {self.seed}, '
+        f'shapes needs a seed >= 0 and at least 1 image per split, got seed {self.seed}, '
         f'{self.train_images} train and {self.validation_images} validation images'
       )
     self.name = f'seed{self.seed}_train{self.train_images}_validation{self.validation_images}'
@@ -109,13 +108,15 @@ def prepare(data_dir: epath.PathLike, **settings) -> epath.Path:
     settings: of `ShapesConfig`.
 
   Raises:
-    ValueError: a negative seed or a split without images.
+    ValueError: a negative seed, a split without images, or one of more than MAX_IMAGES that is not there yet.
   """
   data_dir = epath.Path(data_dir).expanduser()
   config = ShapesConfig(**settings)
   directory = data_dir / ShapesBuilder.name / config.name / str(ShapesBuilder.VERSION)
   if is_prepared(directory):
     return directory
+  if (most := max(config.train_images, config.validation_images)) > MAX_IMAGES:
+    raise ValueError(f'shapes draws up to {MAX_IMAGES:,} images per split, {most:,} were asked for')
   if directory.exists():
     logging.warning('%s is not a complete data set (no dataset_info.json); it is made anew', directory)
     directory.rmtree()
