@@ -3,8 +3,8 @@
   python scripts/prepare_coco.py --coco /data/coco --data_dir /data/tfds
 
 `--coco` holds `annotations/` and the folders of images (`train2017/`, `val2017/`, ...). It needs as much
-space again as the images. After a kill the same command goes on from the files of 1,000 images that were finished. Run
-again after that, it says that the data set is there, or that another one is.
+space again as the images. After a kill the same command goes on from the files of records that were finished. Run again
+after that, it says that the data set is there, or that another one is.
 """
 
 import argparse
