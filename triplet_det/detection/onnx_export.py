@@ -8,6 +8,7 @@ import json
 import logging as stdlib_logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def convert(program: Callable, shapes: Sequence[jax.ShapeDtypeStruct], names: tu
     names: of its arguments and of its results.
 
   Raises:
-    ImportError: the packages of the extra `onnx` are not installed.
+    ImportError: the packages of the extra `onnx` are not installed, or jax2onnx does not fit jax.
     ValueError: a part of the program cannot be converted; names the operation.
   """
   log = stdlib_logging.getLogger()
@@ -58,6 +59,9 @@ def convert(program: Callable, shapes: Sequence[jax.ShapeDtypeStruct], names: tu
     )
   except NotImplementedError as error:
     raise ValueError(f'jax2onnx cannot convert this detector: {error}: export a .zip instead') from error
+  except AttributeError as error:  # it takes parts of jax that are nobody's to take, and that come and go
+    versions = ' '.join(f'{name} {metadata.version(name)}' for name in ('jax2onnx', 'jax'))
+    raise ImportError(f"{versions} do not fit each other ({error}): pip install 'triplet_det[onnx]'") from error
   finally:
     stdlib_logging.disable(stdlib_logging.NOTSET)
     log.handlers[:] = handlers
