@@ -148,8 +148,8 @@ def files(workdir: Path) -> list[str]:
 def test_every_loss_is_that_of_one_process(alone, together):
   ours, expected = losses(together[0]), losses(alone)
   np.testing.assert_allclose(ours[:22], expected[:22], rtol=1e-6)
-  # In step 24 two cells of a pool are within rounding of each other: with the weights moved by 1.2e-7 of themselves, one
-  # of 8 draws takes the other cell, and its loss is 4.7e-6 off; so it is with jax 0.12.
+  # In step 24 two cells of a pool are within rounding of each other: when the weights move by 1.2e-7 of themselves, one
+  # of 8 draws takes the other cell and its loss is 4.7e-6 off. So it is with jax 0.12.
   np.testing.assert_allclose(ours[22:], expected[22:], rtol=1e-5)
 
 
