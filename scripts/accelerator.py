@@ -152,14 +152,14 @@ def prepare(
   seconds: float,
   keep: Callable[[], None],
 ) -> None:
-  """Compiles the programs of what is not finished, several processes at once; what times nothing is done with that.
+  """Compiles the programs of what is not finished, several processes at once; items that time nothing are finished.
 
   Programs wait in JAX's cache of compiled programs. The device's memory is shared out, because a compiler that finds
   too little to try kernels with picks slow ones, or none. What fails here says so when its turn comes.
 
   Args:
     parts: name -> items by their titles, begun in this order.
-    content: of the file; 'ahead' and, of what times nothing, 'parts' are added to.
+    content: of the file; 'ahead' and, of items that time nothing, 'parts' are added to.
     at_once: processes.
     seconds: that all may take.
     keep: called whenever `content` has changed.
@@ -175,7 +175,8 @@ def prepare(
     while running or (left and end - time.monotonic() >= enough):
       while left and len(running) < at_once and end - time.monotonic() >= enough:
         part, title, item = left.pop(0)
-        running[start(item, end - time.monotonic(), ahead=0.9 / at_once)] = part, title
+        with no_interrupt():  # between a process and its place among those that are ended
+          running[start(item, end - time.monotonic(), ahead=0.9 / at_once)] = part, title
       ready = wait([one.receiver for one in running], max(0.0, end - time.monotonic()))
       for one in [one for one in running if one.receiver in ready or not ready]:
         (part, title), found = running.pop(one), one.result()
@@ -189,6 +190,16 @@ def prepare(
   finally:
     for one in running:  # after Ctrl-C
       one.end_now()
+
+
+@contextlib.contextmanager
+def no_interrupt() -> Iterator[None]:
+  """Ctrl-C waits until the end of this."""
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def finished(found: Mapping[str, object]) -> bool:
@@ -296,6 +307,7 @@ def execute(item: Callable, seconds: float, send: Callable[[dict], None], ahead:
   from scripts.timing import accelerator_parts
 
   os.setpgid(0, 0)
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # see `no_interrupt`
   accelerator_parts.compile_only = ahead > 0
   if ahead:
     os.environ.update(XLA_PYTHON_CLIENT_PREALLOCATE='false', **{share_name(): f'{ahead:.2f}'})

@@ -265,9 +265,12 @@ class CocoBuilder(CocoRecords, tfds.core.ShardBasedBuilder, skip_registration=Tr
     # Beside the data set, so that files can be linked: the finished ones, until it is there.
     self.finished = epath.Path(self.data_path).parent / f'finished.{self.VERSION}_{same.hexdigest()[:8]}'
 
-  @functools.cache  # noqa: B019, one per process
-  def _example_writer(self) -> FinishedFiles:
+  @functools.cached_property
+  def _finished_files(self) -> FinishedFiles:
     return FinishedFiles(self.info.file_format, self.finished)
+
+  def _example_writer(self) -> FinishedFiles:
+    return self._finished_files
 
   def _shard_iterators_per_split(self, dl_manager: object) -> Mapping[str, Sequence[Callable[[], Iterator]]]:
     del dl_manager  # nothing is downloaded
@@ -286,7 +289,7 @@ class CocoBuilder(CocoRecords, tfds.core.ShardBasedBuilder, skip_registration=Tr
     template = self._get_filename_template(split_name=split.name)
     paths = [template.sharded_filepath(shard_index=k, num_shards=number) for k in range(number)]
     files = [range(*pair) for pair in itertools.pairwise(bounds)]
-    there = [self._example_writer().has(path, len(rows)) for path, rows in zip(paths, files, strict=True)]
+    there = [self._finished_files.has(path, len(rows)) for path, rows in zip(paths, files, strict=True)]
     if any(there):
       taken = sum(len(rows) for rows, has in zip(files, there) if has)
       logging.warning('%s: %d of %d images are there from a preparation before', split.name, taken, count)
