@@ -58,7 +58,7 @@ def main() -> int:
   os.environ['CUDA_VISIBLE_DEVICES'] = os.environ.get('CUDA_VISIBLE_DEVICES', '0').split(',')[0]
   os.environ.setdefault(share_name(), '.92')
 
-  found = in_own_process(lambda _: {'': accelerator_parts.about()}, 300)
+  found = start(lambda _: {'': accelerator_parts.about()}, 300).result()
   if 'rows' not in found:
     parser.error(f'JAX finds no device: {found}')
   about = found['rows']['']
@@ -123,7 +123,7 @@ def share_name() -> str:
 
 
 def found_before(file: Path | None, about: Mapping[str, object]) -> dict[str, dict]:
-  """What the file has: `about`, and item by item what `in_own_process` returned, for each part; or nothing yet.
+  """What the file has: `about`, and item by item what `Started.result` returned, for each part; or nothing yet.
 
   Under 'ahead' likewise what is known since its program was compiled, see `prepare`.
 
@@ -183,9 +183,10 @@ def prepare(
         ((kind, said),) = found.items()
         told = {'ahead': 'compiled', 'rows': 'done'}.get(kind, f'{kind}: {said}')
         print(f'  {part}, {title}: {told}, {one.seconds():.0f} s', file=sys.stderr, flush=True)
-        for wanted, at in (('ahead', content['ahead']), ('rows', content['parts'])):
-          if kind == wanted:
-            at.setdefault(part, {})[title] = said if kind == 'ahead' else found
+        if kind == 'ahead':
+          content['ahead'].setdefault(part, {})[title] = said
+        elif kind == 'rows':
+          content['parts'].setdefault(part, {})[title] = found
         keep()
   finally:
     for one in running:  # after Ctrl-C
@@ -218,7 +219,7 @@ def measure(
 
   Args:
     items: of one part, by title.
-    done: title -> what `in_own_process` returned; is added to. An item that no time was left for is not in it.
+    done: title -> what `Started.result` returned; is added to. An item that no time was left for is not in it.
     ahead: title -> columns of its rows that are known from `prepare`.
     seconds: that all may take.
     keep: called whenever `done` has changed.
@@ -291,11 +292,6 @@ def start(item: Callable, seconds: float, *, ahead: float = 0) -> Started:
   process.start()
   sender.close()
   return Started(process, receiver, begun, begun + seconds)
-
-
-def in_own_process(item: Callable, seconds: float) -> dict[str, object]:
-  """What `Started.result` says of an item."""
-  return start(item, seconds).result()
 
 
 def execute(item: Callable, seconds: float, send: Callable[[dict], None], ahead: float) -> None:
