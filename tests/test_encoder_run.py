@@ -17,14 +17,14 @@ import pytest
 import triplet_det
 from tests import forks, tiny_run
 from tests.scripts import test_notebook as notebook
-from triplet_det import dry_run, export, main, train
+from triplet_det import dry_run, export, main
 from triplet_det.categories import CategoryTable
 from triplet_det.configs import photos
 from triplet_det.detection.settings import Settings
 from triplet_det.devices import sharding
 from triplet_det.models import detector, encoder
 from triplet_det.run import checkpoints
-from triplet_det.training import finetune, optimizer
+from triplet_det.training import built_step, finetune, optimizer
 
 STEPS = 4
 CORNERNET = dict(center_branch=False, center_pooling=False, cascade_corner_pooling=False)
@@ -100,7 +100,7 @@ def test_it_continues_to_the_bit(trained, config, tmp_path):
 
 def test_a_dry_run(config):
   with short_encoder():
-    step = train.build_step(config, sharding.make_mesh(), 3)
+    step = built_step.build(config, sharding.make_mesh(), 3)
     plan = dry_run.plan_here(config)
   numbers = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(step.state.params))
   training, detection = plan.programs

@@ -20,7 +20,6 @@ import pytest
 
 from tests import foreign_export, forks, link_server, torch_files
 from tests.tiny_coco import CATEGORIES, write_tiny_coco
-from triplet_det import train
 from triplet_det.categories import COCO, CategoryTable
 from triplet_det.configs import photos
 from triplet_det.detection.settings import Settings
@@ -28,6 +27,7 @@ from triplet_det.devices import sharding
 from triplet_det.pictures import drawing
 from triplet_det.run import checkpoints
 from triplet_det.run.in_use import in_use
+from triplet_det.training import built_step
 
 STEP = 4  # of the checkpoints
 SIZES = dict(stacks=1, dims=(8, 8), blocks=(1, 1), stem_width=8, head_width=8, pool_width=8)
@@ -1331,7 +1331,7 @@ def write_runs(folder: Path, overrides: dict) -> None:
   """Run folders that do not fit the command `mine`, and one that does."""
   config = photos.get_config('encoder=hourglass')
   config.update_from_flattened_dict(overrides)
-  built = train.build_step(config, sharding.make_mesh(), len(CATEGORIES))
+  built = built_step.build(config, sharding.make_mesh(), len(CATEGORIES))
   zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), built.state)
   whole = {field.name: getattr(zeros, field.name) for field in dataclasses.fields(zeros)}
   little = {name: {'x': np.zeros(2)} for name in ('params', 'batch_stats')}

@@ -14,7 +14,6 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from triplet_det import train
 from triplet_det.data import from_data, pipeline
 from triplet_det.detection import canvas, inference, launching, trained_network
 from triplet_det.detection.settings import Settings, settings_for
@@ -22,7 +21,8 @@ from triplet_det.devices import compiler, roofline, sharding
 from triplet_det.devices.compiled_program import Program, bytes_on_device, compile_program
 from triplet_det.run import output_paths
 from triplet_det.run.progress import duration
-from triplet_det.training.train_step import BuiltStep
+from triplet_det.training import built_step
+from triplet_det.training.built_step import BuiltStep
 
 STEP, DETECTION = 'training step', 'detection'
 CLASSES = 80  # of COCO; where the data are not at hand
@@ -79,7 +79,7 @@ def make_plan(
   config = config.copy_and_resolve_references()
   length = config.total_steps, config.eval_every, images, config.batch_size
   config.total_steps, _ = from_data.settled_length(*length)
-  built = train.build_step(config, mesh, num_classes)
+  built = built_step.build(config, mesh, num_classes)
   found = []
   if STEP in programs:
     program, text = training_step(built, chip, mesh.devices.size, config.accumulate)

@@ -57,7 +57,7 @@ from triplet_det.run.endings import (
 )
 from triplet_det.run.in_use import in_use
 from triplet_det.run.progress import ProgressLine, show_messages
-from triplet_det.training import show_data
+from triplet_det.training import built_step, show_data
 
 MODES = ('train_and_eval', 'train', 'eval', 'error_analysis', 'report', 'check_data', 'show_data')
 EXIT_NON_FINITE, EXIT_STOPPED, EXIT_ALONE = 3, 75, 76
@@ -163,7 +163,7 @@ def show_training_data(config: ConfigDict, workdir: epath.Path) -> epath.Path:
   batches = train.training_batches(config, source)
   try:
     centers = config.model.center_branch
-    return show_data.write(source, batches, workdir, centers=centers, **train.image_settings(config))
+    return show_data.write(source, batches, workdir, centers=centers, **built_step.image_settings(config))
   finally:
     batches.close()
 

@@ -19,7 +19,6 @@ from triplet_det.data import doctor, doctor_report, from_data, pipeline
 from triplet_det.detection import trained_network
 from triplet_det.detection.settings import settings_for
 from triplet_det.devices import compiler, sharding
-from triplet_det.models import detector
 from triplet_det.pictures import plots
 from triplet_det.run import config_history, endings
 from triplet_det.run.checkpoints import Checkpoints, NonFinite, RunRecord
@@ -27,9 +26,8 @@ from triplet_det.run.metric_writers import METRICS_FILE, MetricWriter, read_metr
 from triplet_det.run.own_commit import own_commit
 from triplet_det.run.progress import ProgressLine, duration
 from triplet_det.run.stop_signal import stop_signal
-from triplet_det.structs import Batch, Cells
-from triplet_det.training import finetune, optimizer
-from triplet_det.training.train_step import BuiltStep, init_state, make_train_step
+from triplet_det.structs import Batch
+from triplet_det.training import built_step, finetune, optimizer
 
 
 class Preempted(Exception):
@@ -70,7 +68,7 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     evaluate.check_categories(eval_source, categories, 'data.eval does not fit data.train', advice)
 
   # Network, optimizer, step.
-  built = build_step(config, mesh, len(categories))
+  built = built_step.build(config, mesh, len(categories))
   settings = settings_for(config.test.to_dict(), config.image_scale, config.image_side)
 
   # State: the newest checkpoint, or fresh parameters.
@@ -245,73 +243,6 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   if is_first_host:
     plots.write_learning_curves(workdir, read_metrics(workdir / METRICS_FILE))
   return metrics
-
-
-def build_step(config: ConfigDict, mesh: jax.sharding.Mesh, num_classes: int) -> BuiltStep:
-  """The training step of `config` on `mesh`, for the loop and for ahead-of-time compilation: its devices may be those
-  of another machine.
-
-  Raises:
-    ValueError: batch, devices, image size, network or schedule do not fit together.
-  """
-  sharding.check_batch(config.batch_size, mesh, config.group_size, config.accumulate)
-  model = dict(config.model, num_classes=num_classes, norm_group=config.group_size or None)
-  module = detector.build(model)
-  module.config.check_side('input_size', config.input_size)
-
-  schedule = config.optimizer.to_dict()
-  clip_norm, base, reference, encoder_factor = (
-    schedule.pop(key) for key in ('clip_norm', 'base', 'reference_batch', 'encoder_factor')
-  )
-  base = optimizer.scaled_rate(base, config.batch_size, reference)
-  rate = optimizer.learning_rate(base=base, total_steps=config.total_steps, **schedule)
-  adam = optimizer.adam(rate, clip_norm=clip_norm, freeze=config.freeze, encoder_factor=encoder_factor)
-
-  def fresh_state():
-    return init_state(module, adam, config.seed, averages=config.average_decay > 0)
-
-  shapes = jax.eval_shape(fresh_state)
-  placed = sharding.of_state(mesh, shapes)
-  step_fn = make_train_step(
-    *(module, adam),
-    accumulate=config.accumulate,
-    average_decay=config.average_decay,
-    freeze=config.freeze,
-    keypoint_reach=config.keypoint_reach,
-    **image_settings(config),
-  )
-
-  def rows(dtype, *shape):
-    return jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=sharding.over_data(mesh))
-
-  side, objects = config.input_size, config.augment.max_objects
-  cells = rows(np.int32, objects)
-  return BuiltStep(
-    model=model,
-    module=module,
-    rate=rate,
-    state=jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, placed),
-    batch=Batch(
-      images=rows(np.uint8, side, side, 3),
-      boxes=rows(np.float32, objects, 4),
-      classes=rows(np.int32, objects),
-      valid=rows(np.bool_, objects),
-    ),
-    read=Cells(cells, cells, cells, config.keypoint_reach),
-    fresh_state=jax.jit(fresh_state, out_shardings=placed),
-    train_step=jax.jit(
-      step_fn,
-      in_shardings=(placed, sharding.over_data(mesh)),
-      out_shardings=(placed, sharding.replicated(mesh)),
-      donate_argnums=0,
-      compiler_options=sharding.compiler_options(mesh),
-    ),
-  )
-
-
-def image_settings(config: ConfigDict) -> dict[str, Any]:
-  """What becomes of images and boxes on the device, as `make_train_step` and `show_data.write` take it."""
-  return {key: config[key] for key in ('seed', 'colour_jitter', 'lighting', 'min_overlap', 'published_radius')}
 
 
 def evaluation_settings(

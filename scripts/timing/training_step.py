@@ -6,11 +6,11 @@ import jax
 import numpy as np
 
 from scripts.timing.quiet_pairs import Program
-from triplet_det import train
 from triplet_det.configs import triplet
 from triplet_det.devices import compiler, sharding
 from triplet_det.structs import Batch
-from triplet_det.training.train_step import BuiltStep
+from triplet_det.training import built_step
+from triplet_det.training.built_step import BuiltStep
 
 SLOTS = 128  # objects per image
 
@@ -27,7 +27,7 @@ def build(model: Mapping, batch: int, side: int) -> tuple[BuiltStep, Batch]:
   config.model.update({name: value for name, value in model.items() if name != 'num_classes'})
   config.update(batch_size=batch, group_size=0, input_size=side)
   mesh = sharding.make_mesh(jax.devices()[:1])
-  built = train.build_step(config, mesh, num_classes)
+  built = built_step.build(config, mesh, num_classes)
   return built, sharding.to_global(random_batch(batch, side, num_classes), mesh)
 
 

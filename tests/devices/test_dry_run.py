@@ -16,13 +16,14 @@ from flax import linen as nn
 
 from scripts import aot_compile
 from tests import tiny_run
-from triplet_det import dry_run, main, train
+from triplet_det import dry_run, main
 from triplet_det.configs import photos
 from triplet_det.data import from_data, pipeline
 from triplet_det.devices import compiled_program, roofline, sharding
 from triplet_det.devices.collectives import Collective, collectives
 from triplet_det.models import detector
 from triplet_det.structs import Cells
+from triplet_det.training import built_step
 
 ROOT = Path(__file__).parents[2]
 
@@ -257,7 +258,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def built(config):
-  return train.build_step(config, sharding.make_mesh(), 3)
+  return built_step.build(config, sharding.make_mesh(), 3)
 
 
 @pytest.fixture(scope='module')

@@ -1,6 +1,5 @@
 """The training state and the one pure step that the loop, ahead-of-time compilation, benchmarks and tests share."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -30,20 +29,6 @@ class TrainState:
   def variables(self) -> dict[str, Any]:
     """What `module.apply` takes for testing: the averages if there are any."""
     return self.average or {'params': self.params, 'batch_stats': self.batch_stats}
-
-
-@dataclasses.dataclass(frozen=True)
-class BuiltStep:
-  """What a config trains on a mesh: the network, and the step and the state before anything is computed."""
-
-  model: dict  # settings of the network, as checkpoints keep them
-  module: Detector
-  rate: optax.Schedule
-  state: TrainState  # of jax.ShapeDtypeStruct, with shardings
-  batch: Batch  # the same
-  read: Cells  # where it reads offsets and embeddings, the same
-  fresh_state: Callable[[], TrainState]  # jitted
-  train_step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); the state is donated
 
 
 def init_state(
