@@ -48,6 +48,7 @@ def get_config(variant: str = 'encoder=efficientnet_lite0') -> ConfigDict:
   config.min_overlap = 0.3
   config.published_radius = False
   config.keypoint_reach = 1
+  config.embedding_weight = 4.0
   config.total_steps = 3_000
   config.average_decay = 0.998  # few images: without averages AP of one run goes up and down by 0.1 between evaluations
   config.optimizer.update(base=1e-3, schedule='cosine', warmup_steps=200, reference_batch=8)

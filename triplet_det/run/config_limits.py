@@ -15,6 +15,7 @@ _FROM_0 = (
   'augment.border',
   'lighting',
   'keypoint_reach',
+  'embedding_weight',
   'patience',
 )
 _FROM_0_OF_ADAM = tuple(
