@@ -48,7 +48,6 @@ def get_config(variant: str = 'encoder=efficientnet_lite0') -> ConfigDict:
   config.min_overlap = 0.3
   config.published_radius = False
   config.keypoint_reach = 1
-  config.embedding_weight = 4.0
   config.total_steps = 3_000
   config.average_decay = 0.998  # few images: without averages AP of one run goes up and down by 0.1 between evaluations
   config.optimizer.update(base=1e-3, schedule='cosine', warmup_steps=200, reference_batch=8)
@@ -80,6 +79,9 @@ def _start_from_imagenet(config: ConfigDict) -> None:
   config.init_from = 'imagenet'
   config.image_side = from_data.FROM_DATA
   config.test.canvas_multiple = 64
+  # Weighed so, embeddings are soon good enough for the published threshold. A small hourglass learns worse by it.
+  config.embedding_weight = 4.0
+  config.test.embedding_threshold = Settings().embedding_threshold
   # The first layers are good as they are, and their gradients would cost half of a step; norms are fixed, see
   # `detector.ENCODER_NORMS`. What is trained of the encoder goes slower than the rest, which starts from nothing.
   config.freeze = 'encoder/(stem|stage_[01]_|.*/norm/)'

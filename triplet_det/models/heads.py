@@ -74,4 +74,4 @@ def _windows(x: jax.Array, cells: jax.Array, reach: int) -> jax.Array:
   rows, columns = cells[..., None, None] // width + steps[:, None], cells[..., None, None] % width + steps
   padded = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0))).reshape(batch, -1, channels)
   read = (rows * (width + 2 * reach) + columns).reshape(batch, -1, 1)
-  return jnp.take_along_axis(padded, read, axis=1).reshape(-1, len(steps), len(steps), channels)
+  return jnp.take_along_axis(padded, read, axis=1, mode='clip').reshape(-1, len(steps), len(steps), channels)

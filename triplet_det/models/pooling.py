@@ -212,23 +212,29 @@ def right_pool(x: jax.Array) -> jax.Array:
   return running_max(x, WIDTH, False)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _line_max(x: jax.Array, axis: int) -> jax.Array:
-  """Maximum along `axis`, kept with length 1: what two opposite pools in series leave at every cell of the line."""
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _line_max(x: jax.Array, axis: int, length: int) -> jax.Array:
+  """Maximum along `axis` of `length`, kept with length 1: what two opposite pools leave at every cell of the line."""
   return x.max(axis, keepdims=True)
 
 
-def _line_max_forward(x, axis):
-  y = x.max(axis, keepdims=True)
-  return y, (x, y)
+def _line_max_forward(x, axis, length):
+  """Keeps where the maximum lies, in one reduction, for the reason that `_located_by_leaping` has."""
+
+  def better(one, other):
+    # Top then bottom (left then right): the first scan starts at the last index and keeps the tie it meets first.
+    (x, place), (there, its_place) = one, other
+    is_other = (there > x) | ((there == x) & (its_place > place)) | jnp.isnan(there)
+    return jnp.where(is_other, there, x), jnp.where(is_other, its_place, place)
+
+  places = lax.broadcasted_iota(jnp.int32, x.shape, axis)
+  y, last = lax.reduce((x, places), (jnp.asarray(-jnp.inf, x.dtype), jnp.int32(-1)), better, (axis,))
+  return jnp.expand_dims(y, axis), jnp.expand_dims(last.astype(_place_type(length)), axis)
 
 
-def _line_max_backward(axis, saved, g):
-  # Top then bottom (left then right): the first scan starts at the last index and keeps the tie it meets first.
-  x, y = saved
-  index = lax.broadcasted_iota(jnp.int32, x.shape, axis)
-  last = jnp.where(x == y, index, -1).max(axis, keepdims=True)
-  return (jnp.where(index == last, g, 0),)
+def _line_max_backward(axis, length, last, g):
+  shape = (*g.shape[:axis], length, *g.shape[axis + 1 :])
+  return (jnp.where(lax.broadcasted_iota(last.dtype, shape, axis) == last, g, 0),)
 
 
 _line_max.defvjp(_line_max_forward, _line_max_backward)
@@ -236,12 +242,12 @@ _line_max.defvjp(_line_max_forward, _line_max_backward)
 
 def column_max(x: jax.Array) -> jax.Array:
   """[B, H, W, C] -> [B, 1, W, C]: `bottom_pool(top_pool(x))`, whose rows are all equal."""
-  return _line_max(x, HEIGHT)
+  return _line_max(x, HEIGHT, x.shape[HEIGHT])
 
 
 def row_max(x: jax.Array) -> jax.Array:
   """[B, H, W, C] -> [B, H, 1, C]: `right_pool(left_pool(x))`, whose columns are all equal."""
-  return _line_max(x, WIDTH)
+  return _line_max(x, WIDTH, x.shape[WIDTH])
 
 
 CORNER_POOLS = {'top_left': (top_pool, left_pool), 'bottom_right': (bottom_pool, right_pool)}
