@@ -79,9 +79,6 @@ def _start_from_imagenet(config: ConfigDict) -> None:
   config.init_from = 'imagenet'
   config.image_side = from_data.FROM_DATA
   config.test.canvas_multiple = 64
-  # Weighed so, embeddings are soon good enough for the published threshold. A small hourglass learns worse by it.
-  config.embedding_weight = 4.0
-  config.test.embedding_threshold = Settings().embedding_threshold
   # The first layers are good as they are, and their gradients would cost half of a step; norms are fixed, see
   # `detector.ENCODER_NORMS`. What is trained of the encoder goes slower than the rest, which starts from nothing.
   config.freeze = 'encoder/(stem|stage_[01]_|.*/norm/)'

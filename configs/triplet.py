@@ -68,7 +68,6 @@ def get_config(variant: str = 'hg=104') -> ConfigDict:
   config.min_overlap = 0.7  # of the Gaussians' radius; CornerNet has 0.3 and the right roots
   config.published_radius = True  # published
   config.keypoint_reach = 0  # published; cells around a keypoint whose offset and embedding are trained as its own
-  config.embedding_weight = 1.0  # published; pull and push weigh so many times 0.1
 
   config.accumulate = 1  # parts of a batch that go through the network one after the other, if memory is short
   config.state_shards = 1  # devices that share one copy of parameters and optimizer, if memory is short

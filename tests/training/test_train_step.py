@@ -135,19 +135,6 @@ def test_frozen_parameters_have_no_gradient(batch, plain_step):
     np.testing.assert_array_equal(after.params[name], state.params[name])
 
 
-def test_pull_and_push_weigh_what_is_said(batch, plain_step):
-  plain, before = plain_step(state_after(), batch)
-  step = make_train_step(Constants(), ADAM, seed=0, colour_jitter=0, lighting=0, embedding_weight=4, **RADIUS)
-  after, metrics = jax.jit(step)(state_after(), batch)
-  times = {name: 4 if name in ('pull', 'push') else 1 for name in before if name not in ('loss', 'gradient_norm')}
-  for name, factor in times.items():
-    np.testing.assert_allclose(metrics[name], factor * before[name], rtol=1e-6)
-  np.testing.assert_allclose(metrics['loss'], sum(factor * before[name] for name, factor in times.items()), rtol=1e-6)
-  (mine,), (theirs,) = ([s.mu for s in one.opt_state if hasattr(s, 'mu')] for one in (after, plain))
-  np.testing.assert_allclose(mine['embed'], 4 * theirs['embed'], rtol=1e-5)
-  np.testing.assert_allclose(mine['heat'], theirs['heat'], rtol=1e-5)
-
-
 def test_groups_are_those_of_the_norms(batch, plain_step):
   """Images 1, 2 and 3, 4 are two groups: the loss is the mean of the two batches' losses."""
 

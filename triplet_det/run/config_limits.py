@@ -15,7 +15,6 @@ _FROM_0 = (
   'augment.border',
   'lighting',
   'keypoint_reach',
-  'embedding_weight',
   'patience',
 )
 _FROM_0_OF_ADAM = tuple(

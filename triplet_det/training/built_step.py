@@ -60,7 +60,6 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, num_classes: int) -> Buil
     average_decay=config.average_decay,
     freeze=config.freeze,
     keypoint_reach=config.keypoint_reach,
-    embedding_weight=config.embedding_weight,
     **image_settings(config),
   )
 

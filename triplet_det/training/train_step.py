@@ -60,7 +60,6 @@ def make_train_step(
   average_decay: float = 0.0,
   freeze: str = '',
   keypoint_reach: int = 0,
-  embedding_weight: float = 1.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """The step as a pure function, to be jitted by the caller with the state donated.
 
@@ -76,7 +75,6 @@ def make_train_step(
       first steps decay faster, (1 + k) / (10 + k), so that the averages forget the initial weights.
     freeze: parameters that `optimizer` does not update, see `optimizer.frozen_share`: their gradients are zero.
     keypoint_reach: `reach` of `losses.detection_loss`.
-    embedding_weight: pull and push weigh so many times what Eq. (2) gives them.
 
   Returns:
     (state, Batch) -> (state after the step, metrics): `loss`, its terms, and `gradient_norm`, float32 scalars.
@@ -90,13 +88,7 @@ def make_train_step(
     variables = {'params': without_gradients(params, freeze), 'batch_stats': batch_stats}
     read = Cells(goal.tl_cell, goal.br_cell, goal.center_cell, keypoint_reach)
     maps, updated = module.apply(variables, images, train=True, read=read, mutable=['batch_stats'])
-    loss, terms = losses.detection_loss(
-      *(maps, goal),
-      group=config.norm_group,
-      pull_weight=embedding_weight * losses.PULL_WEIGHT,
-      push_weight=embedding_weight * losses.PUSH_WEIGHT,
-      reach=keypoint_reach,
-    )
+    loss, terms = losses.detection_loss(maps, goal, group=config.norm_group, reach=keypoint_reach)
     return loss, (dict(terms, loss=loss), updated['batch_stats'])
 
   gradient_of = jax.grad(loss_of, has_aux=True)
