@@ -217,7 +217,7 @@ BY_TEST = {
   ],
   'tests/scripts/test_peer.py::test_the_same_boxes_and_the_same_score': [
     'scripts/peer.py --root FOLDER --out runs/peer --minutes 60',
-    'scripts/peer.py --root FOLDER --out runs/peer --minutes 26 --threads 1',
+    'scripts/peer.py --root FOLDER --out runs/peer --minutes 60 --threads 1',
   ],
   'tests/scripts/test_cluster_scripts.py::test_the_slurm_job': [
     'scripts/slurm.sh --nodes 2 --gpus 8 --time 24:00:00 --sbatch=--partition=gpu -- --config '
