@@ -27,6 +27,7 @@ from triplet_det.detection import trained_network
 from triplet_det.models import layers
 from triplet_det.run import checkpoints
 from triplet_det.run.stop_signal import stop_signal
+from triplet_det.training import built_step
 from triplet_det.training.train_step import TrainState
 
 STEPS = tiny_run.STEPS
@@ -245,8 +246,8 @@ def losses(monkeypatch):
 
     return step
 
-  monkeypatch.setattr(train, 'init_state', init_state)
-  monkeypatch.setattr(train, 'make_train_step', make_train_step)
+  monkeypatch.setattr(built_step, 'init_state', init_state)
+  monkeypatch.setattr(built_step, 'make_train_step', make_train_step)
   monkeypatch.setattr(layers, 'fold_norms', lambda variables: variables)  # there are no norms
   return losses
 
@@ -270,7 +271,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, losses, tmp_path, log_e
 
 def test_a_state_that_is_not_finite_is_not_kept(config, losses, tmp_path, monkeypatch):
   """The loss of step 6 is of the parameters before its update, which makes them infinite; step 7 never comes."""
-  make_train_step = train.make_train_step
+  make_train_step = built_step.make_train_step
 
   def overflowing(*arguments, **settings):
     step = make_train_step(*arguments, **settings)
@@ -282,7 +283,7 @@ def test_a_state_that_is_not_finite_is_not_kept(config, losses, tmp_path, monkey
     return with_overflow
 
   with monkeypatch.context() as patch:
-    patch.setattr(train, 'make_train_step', overflowing)
+    patch.setattr(built_step, 'make_train_step', overflowing)
     with pytest.raises(train.NonFiniteLoss, match=r'step 6: 1 numbers of opt_state/n are not finite; the checkpoin'):
       train.train(config, tmp_path)
   assert [p.name for p in (tmp_path / 'checkpoints').iterdir()] == ['3']

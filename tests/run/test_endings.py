@@ -76,6 +76,7 @@ from triplet_det.data import pipeline, sources
 from triplet_det.models import layers
 from triplet_det.run import progress
 from triplet_det.run.config_flag import CONFIG, parse
+from triplet_det.training import built_step
 from triplet_det.training.train_step import TrainState
 
 
@@ -98,8 +99,8 @@ def init_state(*_, **__):
   return TrainState(jnp.zeros((), jnp.int32), dict(w=weights), dict(), dict())
 
 
-train.init_state, WEIGHTS = init_state, 30_000
-train.make_train_step = make_train_step
+built_step.init_state, WEIGHTS = init_state, 30_000
+built_step.make_train_step = make_train_step
 show, progress.ProgressLine.update = progress.ProgressLine.update, update
 for number in (signal.SIGINT, signal.SIGHUP):
   signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
