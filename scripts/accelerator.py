@@ -195,12 +195,18 @@ def prepare(
 
 @contextlib.contextmanager
 def no_interrupt() -> Iterator[None]:
-  """Ctrl-C waits until the end of this."""
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+  """Ctrl-C waits until the end of this: as an exception within a fork it would be lost.
+
+  A handler of its own, as a mask would be that of this thread alone: the signal goes to any other of the process.
+  """
+  came = []
+  before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
   try:
     yield
   finally:
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    signal.signal(signal.SIGINT, before)
+  if came:
+    raise KeyboardInterrupt
 
 
 def finished(found: Mapping[str, object]) -> bool:
@@ -303,7 +309,7 @@ def execute(item: Callable, seconds: float, send: Callable[[dict], None], ahead:
   from scripts.timing import accelerator_parts
 
   os.setpgid(0, 0)
-  signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # see `no_interrupt`
+  signal.signal(signal.SIGINT, signal.default_int_handler)  # see `no_interrupt`
   accelerator_parts.compile_only = ahead > 0
   if ahead:
     os.environ.update(XLA_PYTHON_CLIENT_PREALLOCATE='false', **{share_name(): f'{ahead:.2f}'})

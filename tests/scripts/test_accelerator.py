@@ -306,6 +306,28 @@ def test_ctrl_c_ends_the_compilers(tmp_path):
   assert process.returncode and not any(child.is_running() for child in started)
 
 
+INTERRUPTED = """
+import os, signal, threading
+from scripts import accelerator
+
+threading.Thread(target=threading.Event().wait, daemon=True).start()  # the signal may come to any thread
+os.register_at_fork(after_in_parent=lambda: (os.kill(os.getpid(), signal.SIGINT), sum(range(10**5))))
+try:
+  with accelerator.no_interrupt():
+    if not os.fork():
+      os._exit(0)
+    print('whole', end=' ')
+  print('lost')
+except KeyboardInterrupt:
+  print('interrupted')
+"""
+
+
+def test_ctrl_c_within_a_fork_is_not_lost(tmp_path):
+  (ended,) = run(tmp_path, ('-c', INTERRUPTED))
+  assert ended.out == 'whole interrupted\n' and 'Exception ignored' not in ended.err
+
+
 def test_only_what_there_is(tmp_path):
   broken, nothing = run(
     tmp_path, *(('scripts/accelerator.py', '--part', 'step', '--only', text) for text in ('(', 'no such'))
