@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from triplet_det.models import detector
+from triplet_det.models import detector, heads
 from triplet_det.structs import Cells
 from triplet_det.training import losses, targets
 
@@ -81,3 +81,11 @@ def test_many_cells_are_read_of_the_maps(case):
   many = jnp.zeros((2, 15), jnp.int32)
   maps = jax.eval_shape(functools.partial(module.apply, read=Cells(many, many, many)), variables, images)
   assert maps[0].tl_offset.shape == (2, CELLS, CELLS, 2)
+
+
+def test_a_cell_beyond_the_map_changes_no_other():
+  """A loss that multiplies what it leaves out by 0 would be NaN by a NaN there."""
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 4, 2)))
+  beyond, alone = heads._windows(x, jnp.array([[5, 16]]), 1), heads._windows(x, jnp.array([[5]]), 1)
+  np.testing.assert_array_equal(beyond[:1], alone)
+  assert np.isfinite(beyond).all()
