@@ -472,9 +472,9 @@ FOLDERS = {
   ),
   'images that are not beside their JSON': mine(
     '--config.data.root={tmp}/no_images',
-    given='{tmp}/no_images/train.json: its images are in no folder of {tmp}/no_images: of 3 that were looked for',
-    possible='has the most, 0, and not 000000000100.jpg',
-    do='put all images of a JSON into one folder',
+    given='{tmp}/no_images/train.json: 3 of its 3 images are nowhere in {tmp}/no_images',
+    possible='such as 000000000100.jpg',
+    do='put them there, or take them out of the JSON',
   ),
   'a split that is not there': mine(
     *('--config.data.root={coco}', '--config.data.eval.split=test', '--config.mode=eval'),

@@ -31,6 +31,7 @@ _REPAIRS = {
   'clipped': 'boxes that reach out of their image, cut at its edges',
   'filled_area': 'boxes without area, width x height taken',
   'filled_iscrowd': 'boxes without iscrowd, taken for single objects',
+  'doubled_categories': 'categories without boxes left out, which have the name of another',
   'read_as_integers': 'numbers such as 640.0 or true where an integer belongs, read as one',
   'renumbered_ids': 'annotation ids renumbered, because one was missing, 0 or there twice',
 }

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-from triplet_det.data.layouts import coco_json
-from triplet_det.data.layouts.inventory import Inventory, Split, split_of
+from triplet_det.data.layouts import coco_json, pairing
+from triplet_det.data.layouts.inventory import Inventory, Split, common_folder, split_of
 
 NEEDS = 'a JSON with images, annotations and categories per split, such as train/_annotations.coco.json'
 SAMPLE = 50  # names by which the folder of images is known
@@ -19,48 +19,125 @@ def look(there: Inventory) -> str:
 
 def read(there: Inventory) -> tuple[dict[str, Split], Sequence[str]]:
   """The splits by name ('all' for a single JSON that names none), and notes."""
-  found, splits = {}, {}
+  found, splits, notes = {}, {}, []
   for path in _candidates(there):
-    found.setdefault(split_of(path) or 'all', []).append(path)
-  if len(found) > 1:
-    found.pop('all', None)
+    found.setdefault(split_of(path.name) or split_of(path.parent) or 'all', []).append(path)
+  if len(found) > 1 and (beside := found.pop('all', None)):
+    notes.append(f'{len(beside)} JSONs of no split are passed over, such as {beside[0]}')
   for name, paths in found.items():
     if len(paths) > 1:
       listed = ', '.join(map(str, paths))
       raise ValueError(f'{there.root}: {len(paths)} JSONs of the split {name}: {listed}; keep one of them')
     (path,) = paths
-    coco_json.read_annotations(there.root / path)  # what is wrong is said of this file, not of a part of it
+    # What is wrong is said of this file, not of a part of it.
+    coco_json.read_annotations(there.root / path, require_boxes=name in ('train', 'all'))
     content = coco_json.read_images(there.root / path)
-    splits[name] = Split(there.root / _images_of(there, path, content), content, there.root / path)
-  return splits, ()
+    images = _images_of(there, path, content)
+    if images is None:
+      images, content = _by_name(there, path, content)
+      first = content['images'][0]['file_name']
+      notes.append(f'images of {path} are found by their names, such as {images / first}')
+      splits[name] = Split(there.root / images, content)
+    else:
+      splits[name] = Split(there.root / images, content, there.root / path)
+  return _with_equal_categories(there, splits, notes), notes
 
 
 def _candidates(there: Inventory) -> list[PurePosixPath]:
-  def is_coco(path: PurePosixPath) -> bool:
-    if path.name.startswith(_OTHER_TASKS):
-      return False
-    with (there.root / path).open('rb') as file:  # the keys stand anywhere, but their names are rare elsewhere
-      content = file.read()
-    return b'"images"' in content and b'"annotations"' in content
-
-  return [path for path in there.with_suffix('.json') if is_coco(path)]
+  # The keys stand anywhere, but their names are rare elsewhere.
+  found = [path for path in there.with_suffix('.json') if there.has_words(path, b'"images"', b'"annotations"')]
+  keypoints = [path for path in found if path.name.startswith('person_keypoints')]  # which have boxes, too
+  return [path for path in found if not path.name.startswith(_OTHER_TASKS)] or keypoints
 
 
-def _images_of(there: Inventory, path: PurePosixPath, content: Mapping) -> PurePosixPath:
+def _images_of(there: Inventory, path: PurePosixPath, content: Mapping) -> PurePosixPath | None:
   """The folder that the file_names are relative to, known by some of them: the nearest that has them all."""
-  names = [image['file_name'].replace('\\', '/') for image in content['images']]
-  names = names[:: len(names) // SAMPLE + 1]
-  split, present = split_of(path), set(there.files)
+  rows = content['images'][:: len(content['images']) // SAMPLE + 1]
+  split, present = split_of(path.name) or split_of(path.parent), set(there.files)
   near = [path.parent, path.parent / 'images']
   ours = sorted(folder for folder in there.folders if split and split_of(folder) == split)
-  counts = {}
-  for folder in dict.fromkeys([*near, *ours, *sorted(there.folders)]):
-    counts[folder] = sum(folder / name in present for name in names)
-    if counts[folder] == len(names):
-      return folder
-  best = max(counts, key=counts.get)
-  missing = next(name for name in names if best / name not in present)
-  raise ValueError(
-    f'{there.root / path}: its images are in no folder of {there.root}: of {len(names)} that were looked for '
-    f'{there.root / best} has the most, {counts[best]}, and not {missing}: put all images of a JSON into one folder'
-  )
+  counts = {
+    folder: sum(folder / row['file_name'] in present for row in rows)
+    for folder in dict.fromkeys([*near, *ours, *sorted(there.folders)])
+  }
+  having = [folder for folder, count in counts.items() if count == len(rows)]
+  if split and any(count for folder, count in counts.items() if split_of(folder) in (None, split)):
+    having = [folder for folder in having if split_of(folder) in (None, split)]  # others are numbered anew in another
+  if len(having) < 2 or having[0] in near or having[0] in ours:
+    return next(iter(having), None)
+  fitting = [folder for folder in having if all(_fits(there, folder / row['file_name'], row) for row in rows)]
+  fitting = pairing.nearest(path, [folder / rows[0]['file_name'] for folder in fitting or having])
+  if len(fitting) > 1:
+    two = ' and '.join(map(str, fitting[:2]))
+    raise ValueError(f'{there.root / path}: its images may be those of {two}: take one folder away, or nearer to it')
+  return next(folder for folder in having if folder / rows[0]['file_name'] == fitting[0])
+
+
+def _fits(there: Inventory, image: PurePosixPath, row: Mapping) -> bool:
+  """Whether an image has the size that its row says, lying or upright."""
+  size = there.size(image)
+  return None in (row.get('width'), row.get('height')) or (row['width'], row['height']) in (size, size[::-1])
+
+
+def _by_name(there: Inventory, path: PurePosixPath, content: Mapping) -> tuple[PurePosixPath, dict]:
+  """(folder, content with file_names relative to it): each image by as much of its path as there is here.
+
+  Tools write paths of their machine, with backslashes, in another case or another form of umlauts. An image of another
+  split, or of another size, is another one of that name.
+  """
+  split, by_name, found, missing = split_of(path.name) or split_of(path.parent), {}, [], []
+  ours = [image for image in there.images if split is None or split_of(image.parent) in (None, split)]
+  for image in ours or there.images:
+    by_name.setdefault(pairing.key(image.name), []).append(image)
+  for row in content['images']:
+    written = PurePosixPath(row['file_name'].replace('\\', '/'))
+    near = [image for image in by_name.get(pairing.key(written.name), ()) if _fits(there, image, row)]
+    wanted = [pairing.key(part) for part in reversed(written.parts)]
+
+    def shared(image: PurePosixPath, wanted=wanted) -> int:
+      have = [pairing.key(part) for part in reversed(image.parts)]
+      return next((n for n, (a, b) in enumerate(zip(wanted, have)) if a != b), min(len(wanted), len(have)))
+
+    most = max(map(shared, near), default=0)
+    near = pairing.nearest(path, [image for image in near if shared(image) == most])
+    if len(near) > 1:
+      two = ' and '.join(map(str, near[:2]))
+      raise ValueError(f'{there.root / path}: {row["file_name"]} may be {two}: give the folder with the name')
+    found += near
+    missing += [] if near else [row['file_name']]
+  if missing:
+    count = len(content['images'])
+    raise ValueError(
+      f'{there.root / path}: {len(missing)} of its {count} images are nowhere in {there.root}, such as {missing[0]}: '
+      'put them there, or take them out of the JSON'
+    )
+  if len(set(found)) < len(found):
+    doubled = next(image for image in found if found.count(image) > 1)
+    raise ValueError(f'{there.root / path}: several of its images can only be {doubled}: put all of them there')
+  folder = common_folder(found)
+  names = [image.relative_to(folder).as_posix() for image in found]
+  return folder, {**content, 'images': [dict(row, file_name=name) for row, name in zip(content['images'], names)]}
+
+
+def _with_equal_categories(there: Inventory, splits: dict[str, Split], notes: list[str]) -> dict[str, Split]:
+  """The splits with one list of categories: a tool that exports split by split may count them anew in each."""
+  training = splits.get('train') or splits.get('all')
+  if training is None:
+    return splits
+  first = training.content['categories']
+  both = [(row['id'], row['name']) for row in first]
+  for name, split in splits.items():
+    mine = [(row['id'], row['name']) for row in split.content['categories']]
+    if mine == both:
+      continue
+    ids = {category: number for number, category in both}
+    if more := [category for _, category in mine if category not in ids]:
+      raise ValueError(
+        f'{split.path or split.images}: its class {more[0]!r} is none of those to train on '
+        f'({", ".join(list(ids)[:8])}): correct the name, or take the class out'
+      )
+    new = {number: ids[category] for number, category in mine}
+    rows = [dict(row, category_id=new[row['category_id']]) for row in split.content['annotations']]
+    splits[name] = Split(split.images, {**split.content, 'categories': first, 'annotations': rows})
+    notes.append(f'classes of {name} are those to train on of the same name')
+  return splits

@@ -75,6 +75,7 @@ def read_images(path: epath.PathLike) -> dict:
   data = _parse(path, ['images'], whole=True)
   _check_images(_Rows(path, 'images', data['images']), sizes=False)
   if data.get('categories') is not None:
+    _drop_doubled_categories(data)
     _check_categories(_Rows(path, 'categories', data['categories']))
   return data
 
@@ -84,12 +85,14 @@ def _read_checked(path: epath.PathLike, require_boxes: bool, sizes: Sizes | None
   data = _parse(path, ['images', 'categories'] + ['annotations'] * require_boxes)
   if data.get('annotations') is None:
     data['annotations'] = []
+  doubled = _drop_doubled_categories(data)
   images, categories, annotations = lists = [_Rows(path, k, data[k]) for k in ('images', 'categories', 'annotations')]
   if require_boxes and not annotations.rows:
     raise ValueError(f'{path}: 0 annotations for {len(images.rows)} images (require_boxes=False accepts a test set)')
   _check_images(images)
   _check_categories(categories)
   repaired = _check_annotations(annotations, images.column('id'), categories.column('id'))
+  repaired['doubled_categories'] = doubled
   repaired['read_as_integers'] = [where for rows in lists for where in rows.read_as_integers]
   if sizes:
     repaired['scaled_with_their_image'] = _turn(images.rows, sizes(images.rows), annotations.rows)
@@ -253,6 +256,28 @@ def _check_categories(categories: _Rows) -> None:
     CategoryTable.from_coco(categories.rows)
   except ValueError as e:
     raise ValueError(f'{categories.path}: {e}') from None
+
+
+def _drop_doubled_categories(data: dict) -> list[str]:
+  """Takes out categories of a name that is there twice and that no box is of, and says which.
+
+  Roboflow puts the project in front of its classes, which may be called as one of them.
+  """
+  rows, annotations = data['categories'], data.get('annotations')
+  if not (isinstance(rows, list) and all(isinstance(row, Mapping) for row in rows)):
+    return []
+  names = [str(row.get('name')) for row in rows]
+  if len(set(names)) == len(names):
+    return []
+  rows_of_boxes = annotations if isinstance(annotations, list) else []
+  used = {str(row.get('category_id')) for row in rows_of_boxes if isinstance(row, Mapping)}
+  dropped = [
+    n
+    for n, row in enumerate(rows)
+    if names.count(names[n]) > 1 and str(row.get('id')) not in used and row.get('supercategory') == 'none'
+  ]
+  data['categories'] = [row for n, row in enumerate(rows) if n not in dropped]
+  return [f'categories[{n}] {names[n]}' for n in dropped]
 
 
 def _check_annotations(table: _Rows, image_ids: list[int], category_ids: list[int]) -> dict[str, list[str]]:

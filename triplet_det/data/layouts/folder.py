@@ -52,6 +52,8 @@ def read(root: str | Path, layout: str = 'auto') -> DataSet:
     raise FileNotFoundError(f'no folder at data.root={root}: give the one with your images and labels')
   there = Inventory(root)
   found = {name: seen for name, module in LAYOUTS.items() if (seen := module.look(there))}
+  if not found and (seen := yolo.look_closer(there)):
+    found['yolo'] = seen
   if layout == 'auto':
     if len(found) != 1:
       raise ValueError(_not_one(there, found))
@@ -63,10 +65,13 @@ def read(root: str | Path, layout: str = 'auto') -> DataSet:
     only = ' and '.join(splits)
     raise ValueError(f'{root}: no images to train on, only {only}: call the folder or file of one split train')
   training = splits.pop('train', None) or splits.pop('all')
+  _check_labelled(root, training, splits.get('validation'))
   if 'validation' not in splits:
     training, splits['validation'] = hold_out(training)
     count = len(splits['validation'].content['images'])
     notes = (*notes, f'no validation split: {count:,} training images are held out for it, chosen by their names')
+  if there.outputs:
+    notes = (*notes, f'results of a program are passed over: {", ".join(f"{path}/" for path in there.outputs[:3])}')
   ordered = {name: splits[name] for name in ('validation', 'test') if name in splits}
   return DataSet(root, layout, {'train': training, **ordered}, tuple(notes))
 
@@ -89,10 +94,43 @@ def hold_out(split: Split) -> tuple[Split, Split]:
   return split.only(lambda i: i not in chosen), split.only(lambda i: i in chosen)
 
 
+def _check_labelled(root: Path, training: Split, validation: Split | None) -> None:
+  """Raises ValueError for splits without a box; one to test on may be without, nobody evaluates on it unasked."""
+  for split, purpose, way_out in (
+    (training, 'train', 'label some'),
+    (validation, 'validate', 'label some, or take them out, and a part of the others is held out instead'),
+  ):
+    if split and not split.content['annotations']:
+      count, where = len(split.content['images']), split.path or split.images
+      raise ValueError(f'{root}: none of the {count} images to {purpose} on has a box ({where}): {way_out}')
+
+
+# What tools write that is not read here: their name, the suffix, and words in it.
+_FOREIGN = (
+  ('labelme', '.json', (b'"shapes"', b'"imagePath"')),
+  ('the VGG Image Annotator', '.json', (b'"regions"', b'"shape_attributes"')),
+  ('Supervisely', '.json', (b'"objects"', b'"size"', b'"tags"')),
+  ('VoTT', '.json', (b'"asset', b'"regions"')),
+  ('CreateML', '.json', (b'"annotations"', b'"coordinates"')),
+  ('Label Studio', '.json', (b'"annotations"', b'"from_name"')),
+  ('CVAT for images', '.xml', (b'<annotations>', b'<box ')),
+  ('a table of boxes', '.csv', (b'xmin', b'ymax')),
+)
+
+
+def _foreign(there: Inventory) -> str:
+  """Says which other tool's file lies there, '' if none of those known."""
+  for path in there.with_suffix('.json', '.xml', '.csv'):
+    for tool, suffix, words in _FOREIGN:
+      if path.suffix.lower() == suffix and there.has_words(path, *words):
+        return f'{path} looks like {tool}: export it as COCO, YOLO or Pascal VOC. '
+  return ''
+
+
 def _not_one(there: Inventory, found: Mapping[str, str]) -> str:
   wanted = '; '.join(f'{name} needs {module.NEEDS}' for name, module in LAYOUTS.items())
   if not found:
-    return f'{there.root} holds no data set that is known here, but {there.summary()}. {wanted}'
+    return f'{there.root} holds no data set that is known here, but {there.summary()}. {_foreign(there)}{wanted}'
   seen = ' and '.join(f'{what} ({name})' for name, what in found.items())
   return f'{there.root} has the labels of {"several layouts" if len(found) > 1 else "another layout"}: {seen}. ' + (
     f'Say which with data.layout={"|".join(found)}'

@@ -1,160 +1,150 @@
 """YOLO's layout: a text file of labels per image, `class x y width height` or `class x1 y1 x2 y2 ...` in fractions.
 
-Which images belong to which split is said by data.yaml, or by folders such as images/train and train/images; labels lie
-beside the images or where `images` in their path is `labels`. An image without a label file has no objects.
+Which images belong to which split is said by data.yaml, by darknet's obj.data or lists (train.txt), or by folders such
+as images/train and train/images; labels lie beside the images or where `images` in their path is `labels`, or meet them
+by their names. An image without a label file has no objects.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-import yaml
-
-from triplet_det.data.layouts.inventory import SPLITS, Inventory, Split, coco_dictionary, split_of
+from triplet_det.data.layouts import pairing, yolo_files
+from triplet_det.data.layouts.inventory import Inventory, Split, by_split, coco_dictionary
+from triplet_det.data.layouts.yolo_files import is_labels
 
 NEEDS = 'data.yaml, or a .txt of labels per image (in labels/ or beside it) and classes.txt with the names'
-NAME_FILES = ('classes.txt', 'obj.names', '_darknet.labels', 'labels.txt', 'names.txt')
 DECIMALS = 2  # of a pixel: six digits of a fraction tell no more
-_OTHER_TEXTS = (*NAME_FILES, 'train.txt', 'val.txt', 'valid.txt', 'test.txt')
+# Folders of pictures that were made of the photos, which have their names and no labels.
+_DERIVED = re.compile(r'mask|trimap|segmentation|depth|thumb|preview|visuali[sz]', re.IGNORECASE)
 
 
 def look(there: Inventory) -> str:
-  """Names data.yaml, or a label file; '' if there are neither."""
-  if (found := _yaml(there)) is not None:
-    return str(found[0])
-  images = {path.with_suffix('') for path in there.images}
-  texts = (path for path in there.with_suffix('.txt') if path.name.lower() not in _OTHER_TEXTS)
-  label = next((path for path in texts if images & {*_image_stems(path)}), None)
+  """Names what describes the data set, or a label file of an image; '' if there are neither."""
+  if (described := yolo_files.description(there)) is not None:
+    return str(described.path)
+  images = {pairing.key(str(path.with_suffix(''))) for path in there.images}
+  texts = yolo_files.label_texts(there)
+  label = next((text for text in texts if any(pairing.key(str(stem)) in images for stem in _image_stems(text))), None)
   return str(label or '')
+
+
+def look_closer(there: Inventory) -> str:
+  """Names a text of labels, wherever its image is; for a folder where nothing else was found."""
+  return str(next((text for text in yolo_files.label_texts(there) if is_labels(there, text)), ''))
 
 
 def read(there: Inventory) -> tuple[dict[str, Split], Sequence[str]]:
   """The splits by name ('all' if no folder names one), and notes."""
-  described = _yaml(there)
-  path, about = described or (None, {})
-  names = _names(there, path, about)
-  images = _by_folders(there)
-  if _lists_images(about):  # which many write for training and validation only
-    listed = _by_yaml(there, path, about)
-    taken = {image for paths in listed.values() for image in paths}
-    others = {split: [image for image in paths if image not in taken] for split, paths in images.items()}
-    images = {split: paths for split, paths in others.items() if paths and split == 'test'} | listed
-  texts = {path for path in there.with_suffix('.txt') if path.name.lower() not in _OTHER_TEXTS}
-  splits, unlabelled, used = {}, 0, set()
-  for split, paths in images.items():
-    sizes, boxes = {}, {}
-    for image in paths:
-      sizes[image] = there.size(image)
-      label = next((place for place in _label_places(image) if place in texts), None)
-      if label is None:
-        unlabelled += 1
-      else:
-        used.add(label)
-        boxes[image] = _boxes(there, label, sizes[image], names)
+  described = yolo_files.description(there)
+  notes = []
+  texts = yolo_files.label_texts(there)
+  paths_of, beside = _images(there, described, notes)
+  label_of = _labels(there, [image for paths in paths_of.values() for image in paths], texts, notes)
+  if not label_of:
+    raise ValueError(_none_labelled(there, paths_of, texts))
+  _leave_out_derived(paths_of, label_of, notes)
+  names, classes_of = yolo_files.class_names(there, described, notes)
+  splits = {}
+  for split, paths in paths_of.items():
+    sizes = {image: there.size(image) for image in paths}
+    boxes = {
+      image: _boxes(there, label_of[image], sizes[image], classes_of(label_of[image]), described)
+      for image in paths
+      if image in label_of
+    }
+    boxes = {image: [(names.index(name), *box) for name, *box in found] for image, found in boxes.items()}
     splits[split] = coco_dictionary(there.root, sizes, boxes, names)
-  if not used:
-    raise ValueError(f'{there.root}: none of the {unlabelled} images has a label file: they belong into labels/')
-  notes = [f'{unlabelled:,} images without a label file, kept as images without objects'] if unlabelled else []
-  if strays := sorted(path for path in texts - used if 'labels' in path.parts):
+  if unlabelled := [image for paths in paths_of.values() for image in paths if image not in label_of]:
+    notes.append(f'{len(unlabelled):,} images without a label file, kept as images without objects')
+  if beside:
+    notes.append(f'{len(beside):,} images that belong to no split are passed over, such as {beside[0]}')
+  used, names_beside = {*label_of.values()}, {pairing.key(image.stem) for image in beside}
+  strays = [text for text in texts if text not in used and pairing.key(text.stem) not in names_beside]
+  if strays := [path for path in strays if 'labels' in map(str.lower, path.parts) or is_labels(there, path)]:
     notes.append(f'{len(strays):,} label files without an image are passed over, such as {strays[0]}')
   return splits, notes
 
 
-def _yaml(there: Inventory) -> tuple[PurePosixPath, Mapping] | None:
-  """The one YAML that describes a data set, and its content."""
-  found = []
-  for path in there.with_suffix('.yaml', '.yml'):
-    try:
-      content = yaml.safe_load(there.read_text(path))
-    except (yaml.YAMLError, ValueError) as error:
-      if path.stem == 'data':
-        raise ValueError(f'{there.root / path}: not a YAML file: {" ".join(str(error).split())}') from None
-      continue
-    if isinstance(content, Mapping) and ('names' in content or _lists_images(content)):
-      found.append((path, content))
-  if len(found) > 1:
-    listed = ', '.join(str(path) for path, _ in found)
-    raise ValueError(f'{there.root}: {len(found)} files describe a YOLO data set: {listed}; keep one of them')
-  return found[0] if found else None
+def _images(
+  there: Inventory, described: yolo_files.Description | None, notes: list[str]
+) -> tuple[dict[str, list[PurePosixPath]], list[PurePosixPath]]:
+  """The images of each split, as they are listed or as their folders are called, and those beside."""
+  in_folders, beside = by_split(there.images)
+  listed = yolo_files.listed_images(there, described, notes) if described else {}
+  if not listed:
+    return in_folders, beside
+  taken = {image for paths in listed.values() for image in paths}
+  others = {split: [image for image in paths if image not in taken] for split, paths in in_folders.items()}
+  # Many list the splits for training and validation only.
+  more = {split: paths for split, paths in others.items() if paths and split in ('validation', 'test')}
+  return {**more, **listed}, [
+    image for split in others if split not in more and split in ('all', *listed) for image in others[split]
+  ]
 
 
-def _lists_images(about: Mapping) -> bool:
-  return any(about.get(word) for words in SPLITS.values() for word in words)
+def _labels(
+  there: Inventory, images: Sequence[PurePosixPath], texts: Sequence[PurePosixPath], notes: list[str]
+) -> dict[PurePosixPath, PurePosixPath]:
+  """The label file of each image that has one: in its place, or else by its name.
 
-
-def _names(there: Inventory, path: PurePosixPath | None, about: Mapping) -> list[str]:
-  """Class names, from data.yaml or from a file beside."""
-  names = about.get('names')
-  if isinstance(names, Mapping):
-    if sorted(names) != list(range(len(names))):
-      raise ValueError(f'{there.root / path}: names must be numbered 0 to {len(names) - 1}, got {list(names)[:9]}')
-    names = [names[index] for index in range(len(names))]
-  if names is None:
-    files = [file for file in there.files if file.name.lower() in NAME_FILES]
-    if not files:
-      raise ValueError(
-        f'{there.root}: the names of the classes are not given: write them into data.yaml, names: [cat, dog], or into '
-        'classes.txt, one per line'
-      )
-    path = min(files, key=lambda file: len(file.parts))
-    names = [line.strip() for line in there.read_text(path).splitlines() if line.strip()]
-  if not isinstance(names, list) or not names:
-    raise ValueError(f'{there.root / path}: names must be a list of class names, got {names!r}')
-  names = [str(name) for name in names]
-  if about.get('nc') not in (None, len(names)):
-    raise ValueError(f'{there.root / path}: nc is {about["nc"]}, but {len(names)} names are given: {names[:9]}')
-  return names
-
-
-def _by_yaml(there: Inventory, path: PurePosixPath, about: Mapping) -> dict[str, list[PurePosixPath]]:
-  """The images of each split as data.yaml lists them: folders, or text files with a path per line."""
-  found, present = {}, set(there.images)
-  for split, words in SPLITS.items():
-    places = next((about[word] for word in words if about.get(word)), None)
-    images = []
-    for place in [places] if isinstance(places, str) else places or []:
-      where = _find(there, path.parent / str(about.get('path') or ''), place)
-      if where is None and split == 'test':  # many write a line for a split that they have not got
-        continue
-      if where is None:
-        raise ValueError(f'{there.root / path}: {split} is {place!r}, which is not in {there.root}: correct the path')
-      if where in there.folders:
-        images += [image for image in there.images if where in image.parents]
-      else:
-        lines = [line.strip() for line in there.read_text(where).splitlines() if line.strip()]
-        listed = [_find(there, where.parent, line) for line in lines]
-        if missing := [line for line, image in zip(lines, listed) if image not in present]:
-          raise ValueError(f'{there.root / where}: {len(missing)} of {len(lines)} images are not there: {missing[0]}')
-        images += listed
-    if images:
-      found[split] = list(dict.fromkeys(images))
-    elif places and split != 'test':
-      raise ValueError(f'{there.root / path}: {split} is {places!r}, where no image is')
-  if found.keys() == {'train', 'validation'} and found['train'] == found['validation']:
-    found.pop('validation')  # trained and validated on the same folder
-  return found
-
-
-def _find(there: Inventory, base: PurePosixPath, place: str) -> PurePosixPath | None:
-  """A path of data.yaml in this folder, whatever lies in front of it on the machine where it was written."""
-  parts = [part for part in PurePosixPath(place.replace('\\', '/')).parts if part not in ('..', '.', '/')]
-  known = there.folders | set(there.files)
-  for start in range(len(parts)):
-    for front in (base, PurePosixPath('.')):
-      path = front.joinpath(*parts[start:])
-      if path in known:
-        return path
-  return PurePosixPath('.') if not parts else None
-
-
-def _by_folders(there: Inventory) -> dict[str, list[PurePosixPath]]:
-  """The images by the split that their folders name."""
+  By name meet only folders of which nothing has its place: else a file that is left would get the wrong image.
+  """
+  in_place = {pairing.key(str(text)): text for text in texts}
   found = {}
-  for image in there.images:
-    found.setdefault(split_of(image.parent) or 'all', []).append(image)
-  if 'train' in found:
-    found.pop('all', None)
-  return found
+  for image in images:
+    places = (in_place.get(pairing.key(str(place))) for place in _label_places(image))
+    if (text := next((place for place in places if place is not None), None)) is not None:
+      found[image] = text
+  served, used = {image.parent for image in found}, {text.parent for text in found.values()}
+  waiting = {}
+  for image in images:
+    if image.parent not in served:
+      for name in {pairing.key(image.stem), pairing.key(image.name)}:
+        waiting.setdefault(name, []).append(image)
+  matched = {}
+  for text in texts:
+    near = waiting.get(pairing.key(text.stem), ()) if text.parent not in used else ()
+    near = pairing.nearest(text, near)
+    if len(near) > 1:
+      raise ValueError(f'{there.root / text}: {near[0]} and {near[1]} both have its name: keep one of them')
+    if near and near[0] in matched:
+      raise ValueError(f'{there.root}: {matched[near[0]]} and {text} are both of {near[0]}: keep one of them')
+    matched |= {image: text for image in near}
+  if matched:
+    image, text = next(iter(matched.items()))
+    notes.append(f'{len(matched):,} label files belong to the images of their names, such as {text} to {image}')
+  return found | matched
+
+
+def _none_labelled(there: Inventory, paths_of: Mapping, texts: Sequence[PurePosixPath]) -> str:
+  images = [image for paths in paths_of.values() for image in paths]
+  labels = [text for text in texts if is_labels(there, text)]
+  if not images:
+    return f'{there.root}: {len(labels)} label files, such as {labels[0]}, and no images: put them there, too'
+  if not labels:
+    return f'{there.root}: none of the {len(images)} images has a label file: they belong into labels/'
+  return (
+    f'{there.root}: none of the {len(images)} images, such as {images[0]}, has the name of one of the {len(labels)} '
+    f'label files, such as {labels[0]}: give both of an image one name'
+  )
+
+
+def _leave_out_derived(paths_of: dict[str, list[PurePosixPath]], label_of: Mapping, notes: list[str]) -> None:
+  """Takes out masks and thumbnails of labelled photos, which else would be photos without objects."""
+  labelled, served = {image.stem for image in label_of}, {image.parent for image in label_of}
+  derived = []
+  for split, paths in paths_of.items():
+    made = {
+      path
+      for path in paths
+      if path.parent not in served and path.stem in labelled and _DERIVED.search(path.parent.name)
+    }
+    paths_of[split] = [path for path in paths if path not in made]
+    derived += sorted(made)
+  if derived:
+    notes.append(f'{len(derived):,} images with the names of labelled ones are passed over, such as {derived[0]}')
 
 
 def _label_places(image: PurePosixPath) -> list[PurePosixPath]:
@@ -162,7 +152,7 @@ def _label_places(image: PurePosixPath) -> list[PurePosixPath]:
   parts = list(image.parts[:-1])
   beside = image.with_suffix('.txt')
   for index in reversed(range(len(parts))):
-    if parts[index] in ('images', 'JPEGImages'):
+    if parts[index].lower() in ('images', 'jpegimages'):
       return [PurePosixPath(*parts[:index], 'labels', *parts[index + 1 :], beside.name), beside]
   return [beside, image.parent / 'labels' / beside.name]
 
@@ -173,15 +163,22 @@ def _image_stems(label: PurePosixPath) -> list[PurePosixPath]:
   parts = list(bare.parts)
   places = [bare]
   for index in reversed(range(len(parts) - 1)):
-    if parts[index] == 'labels':
+    if parts[index].lower() == 'labels':
       around = parts[:index], parts[index + 1 :]
       places += [PurePosixPath(*around[0], *name, *around[1]) for name in (['images'], ['JPEGImages'], [])]
       break
   return places
 
 
-def _boxes(there: Inventory, label: PurePosixPath, size: tuple[int, int], names: Sequence[str]) -> list[tuple]:
-  """(class, x, y, width, height) in pixels of each line; a polygon becomes the box around it."""
+def _boxes(
+  there: Inventory,
+  label: PurePosixPath,
+  size: tuple[int, int],
+  classes: Sequence[str],
+  described: yolo_files.Description | None,
+) -> list[tuple]:
+  """(name, x, y, width, height) in pixels of each line; a polygon becomes the box around it."""
+  keypoints = described.keypoint_numbers if described else 0
   boxes = []
   for number, line in enumerate(there.read_text(label).splitlines(), start=1):
     words = line.split()
@@ -189,12 +186,16 @@ def _boxes(there: Inventory, label: PurePosixPath, size: tuple[int, int], names:
       continue
     where = f'{there.root / label}, line {number}'
     try:
-      index, values = int(words[0]), [float(word) for word in words[1:]]
+      index, values = float(words[0]), [float(word) for word in words[1:]]
     except ValueError:
-      raise ValueError(f'{where}: {line[:60]!r} is not a class index and numbers') from None
-    if not 0 <= index < len(names):
-      known = f'there are {len(names)} classes, 0 to {len(names) - 1}'
-      raise ValueError(f'{where}: class {index}, but {known}: correct it, or name the class')
+      index, values = math.nan, []
+    if not index.is_integer():
+      raise ValueError(f'{where}: {line[:60]!r} is not a class index and numbers')
+    if not 0 <= index < len(classes):
+      known = f'there are {len(classes)} classes, 0 to {len(classes) - 1}'
+      raise ValueError(f'{where}: class {words[0]}, but {known}: correct it, or name the class')
+    if keypoints and len(values) == 4 + keypoints:
+      values = values[:4]
     if len(values) not in (4, 5) and (len(values) < 6 or len(values) % 2):
       raise ValueError(f'{where}: {len(values)} numbers behind the class; a box has 4, a polygon an even number from 6')
     if not all(math.isfinite(value) and -1 <= value <= 2 for value in values):
@@ -205,5 +206,5 @@ def _boxes(there: Inventory, label: PurePosixPath, size: tuple[int, int], names:
     else:
       corners = min(values[0::2]), min(values[1::2]), max(values[0::2]), max(values[1::2])
     x1, y1, x2, y2 = (round(value * side, DECIMALS) for value, side in zip(corners, size * 2))
-    boxes.append((index, x1, y1, round(x2 - x1, DECIMALS), round(y2 - y1, DECIMALS)))
+    boxes.append((classes[int(index)], x1, y1, round(x2 - x1, DECIMALS), round(y2 - y1, DECIMALS)))
   return boxes
