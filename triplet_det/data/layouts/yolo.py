@@ -44,7 +44,7 @@ def read(there: Inventory) -> tuple[dict[str, Split], Sequence[str]]:
   label_of = _labels(there, [image for paths in paths_of.values() for image in paths], texts, notes)
   if not label_of:
     raise ValueError(_none_labelled(there, paths_of, texts))
-  _leave_out_derived(paths_of, label_of, notes)
+  paths_of = _without_derived(paths_of, label_of, notes)
   names, classes_of = yolo_files.class_names(there, described, notes)
   splits = {}
   for split, paths in paths_of.items():
@@ -131,20 +131,19 @@ def _none_labelled(there: Inventory, paths_of: Mapping, texts: Sequence[PurePosi
   )
 
 
-def _leave_out_derived(paths_of: dict[str, list[PurePosixPath]], label_of: Mapping, notes: list[str]) -> None:
-  """Takes out masks and thumbnails of labelled photos, which else would be photos without objects."""
+def _without_derived(
+  paths_of: Mapping[str, list[PurePosixPath]], label_of: Mapping, notes: list[str]
+) -> dict[str, list[PurePosixPath]]:
+  """The splits without masks and thumbnails of labelled photos, which else would be photos without objects."""
   labelled, served = {image.stem for image in label_of}, {image.parent for image in label_of}
-  derived = []
-  for split, paths in paths_of.items():
-    made = {
-      path
-      for path in paths
-      if path.parent not in served and path.stem in labelled and _DERIVED.search(path.parent.name)
-    }
-    paths_of[split] = [path for path in paths if path not in made]
-    derived += sorted(made)
-  if derived:
+
+  def is_derived(path: PurePosixPath) -> bool:
+    return path.parent not in served and path.stem in labelled and bool(_DERIVED.search(path.parent.name))
+
+  if derived := [path for paths in paths_of.values() for path in paths if is_derived(path)]:
     notes.append(f'{len(derived):,} images with the names of labelled ones are passed over, such as {derived[0]}')
+  kept = {split: [path for path in paths if not is_derived(path)] for split, paths in paths_of.items()}
+  return {split: paths for split, paths in kept.items() if paths}
 
 
 def _label_places(image: PurePosixPath) -> list[PurePosixPath]:
