@@ -23,6 +23,7 @@ def get_config(variant: str = 'scales=single') -> ConfigDict:
 
   config.input_size = 127
   config.augment.update(scales=(0.8, 0.9, 1.0, 1.1, 1.2), border=48, train_on_crowd=False)
+  config.last_crops = dict(share=0.2, input_size=191, border=64)  # a large object is whole in few crops of 127 pixels
   config.colour_jitter = 0.2
   config.lighting = 0.05
 
@@ -37,11 +38,11 @@ def get_config(variant: str = 'scales=single') -> ConfigDict:
   config.published_radius = False
   config.keypoint_reach = 1
 
-  config.total_steps = 2_400
+  config.total_steps = 2_000
   config.optimizer.update(base=2e-3, schedule='cosine', warmup_steps=100, reference_batch=8)
   config.log_every = 20
   config.checkpoint_every = 400
-  config.eval_every = 600
+  config.eval_every = 500
 
   config.test = triplet.overridable(Settings(canvas_multiple=64, embedding_threshold=0.8, small_box=40.0))
   config.eval_batch_size = 8

@@ -47,6 +47,8 @@ def get_config(variant: str = 'hg=104') -> ConfigDict:
   config.augment.flip = True
   config.augment.max_objects = 128
   config.augment.train_on_crowd = True  # published
+  # Crops of another size in this share of the steps, the last: whole objects, where small crops have parts of them.
+  config.last_crops = dict(share=0.0, input_size=511, border=128)
   # ... and on the device.
   config.colour_jitter = 0.4
   config.lighting = 0.1

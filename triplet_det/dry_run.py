@@ -79,6 +79,7 @@ def make_plan(
   config = config.copy_and_resolve_references()
   length = config.total_steps, config.eval_every, images, config.batch_size
   config.total_steps, _ = from_data.settled_length(*length)
+  config.input_size = built_step.largest_crops(config)
   built = built_step.build(config, mesh, num_classes)
   found = []
   if STEP in programs:

@@ -160,6 +160,8 @@ def show_training_data(config: ConfigDict, workdir: epath.Path) -> epath.Path:
   """Mode show_data: the pictures of `show_data.write`, and the path of their sheet."""
   source = pipeline.open_source(**config.data.train)
   config.image_side = from_data.settled_side(config.image_side, source)
+  length = config.total_steps, config.eval_every, len(source), config.batch_size
+  config.total_steps, _ = from_data.settled_length(*length)
   batches = train.training_batches(config, source)
   try:
     centers = config.model.center_branch

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -269,23 +270,37 @@ def numerics(config: ConfigDict) -> dict[str, str]:
 def training_batches(
   config: ConfigDict, source: pipeline.Source, *, start_step: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-  """This host's rows of the batches that are trained on; `pipeline.train_batches` says what they hold."""
+  """This host's rows of the batches that are trained on; `pipeline.train_batches` says what they hold.
+
+  After the share of the steps that `config.last_crops` leaves, they are in its size.
+  """
   augment = config.augment.to_dict()
   augment['scales'] = [scale / config.image_scale for scale in augment['scales']]
-  augment['border'] = round(augment['border'] / config.image_scale)
-  return pipeline.train_batches(
-    source,
-    batch_size=config.batch_size,
-    input_size=config.input_size,
-    seed=config.seed,
-    start_step=start_step,
-    image_side=config.image_side,
-    num_workers=config.data.num_workers,
-    num_threads=config.data.num_threads,
-    host_index=jax.process_index(),
-    host_count=jax.process_count(),
-    **augment,
-  )
+
+  def of(input_size: int, border: int, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    return pipeline.train_batches(
+      source,
+      batch_size=config.batch_size,
+      input_size=input_size,
+      seed=config.seed,
+      start_step=start_step,
+      image_side=config.image_side,
+      num_workers=config.data.num_workers,
+      num_threads=config.data.num_threads,
+      host_index=jax.process_index(),
+      host_count=jax.process_count(),
+      **augment | dict(border=round(border / config.image_scale)),
+    )
+
+  last = config.last_crops
+  switch = round((1 - last.share) * config.total_steps) if last.share else None
+  if switch is None or start_step < switch:
+    with contextlib.closing(of(config.input_size, config.augment.border, start_step)) as batches:
+      yield from itertools.islice(batches, switch and switch - start_step)
+    start_step = switch
+  logging.info('crops of %d pixels after step %d', last.input_size, start_step)
+  with contextlib.closing(of(last.input_size, last.border, start_step)) as batches:
+    yield from batches
 
 
 def diagnose_data(
@@ -300,7 +315,7 @@ def diagnose_data(
   return doctor.diagnose(
     doctor.examine(source, **resolution, crowds_are_objects=config.augment.train_on_crowd),
     doctor.examine(eval_source, **resolution) if eval_source else None,
-    input_size=config.input_size,
+    input_size=built_step.largest_crops(config),
     crop_scales=config.augment.scales,
     max_objects=config.augment.max_objects,
     files=files,

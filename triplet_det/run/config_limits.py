@@ -6,13 +6,14 @@ import operator
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-_COUNTS = 'log_every', 'checkpoint_every', 'eval_batch_size', 'input_size'
+_COUNTS = 'log_every', 'checkpoint_every', 'eval_batch_size', 'input_size', 'last_crops.input_size'
 _FROM_0 = (
   'seed',
   'group_size',
   'data.num_workers',
   'data.num_threads',
   'augment.border',
+  'last_crops.border',
   'lighting',
   'keypoint_reach',
   'patience',
@@ -32,6 +33,7 @@ LIMITS = {
   'average_decay': ('from 0, without averages, to below 1, such as 0.999', lambda value: 0 <= value < 1),
   'colour_jitter': ('from 0 to below 1', lambda value: 0 <= value < 1),
   'min_overlap': ('between 0 and 1', lambda value: 0 < value < 1),
+  'last_crops.share': ('from 0, none of the steps, to 1', lambda value: 0 <= value <= 1),
   'draw_threshold': ('from 0 to 1', lambda value: 0 <= value <= 1),
   'model.dtype': (
     'float32, bfloat16, float16 or float64',

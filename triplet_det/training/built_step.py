@@ -40,6 +40,8 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, num_classes: int) -> Buil
   model = dict(config.model, num_classes=num_classes, norm_group=config.group_size or None)
   module = detector.build(model)
   module.config.check_side('input_size', config.input_size)
+  if config.last_crops.share:
+    module.config.check_side('last_crops.input_size', config.last_crops.input_size)
 
   schedule = config.optimizer.to_dict()
   clip_norm, base, reference, encoder_factor = (
@@ -89,6 +91,11 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh, num_classes: int) -> Buil
       compiler_options=sharding.compiler_options(mesh),
     ),
   )
+
+
+def largest_crops(config: ConfigDict) -> int:
+  """Side of the largest crops of a run, pixels: what its memory has to hold, and the largest objects fit into."""
+  return max(config.input_size, config.last_crops.input_size if config.last_crops.share else 0)
 
 
 def image_settings(config: ConfigDict) -> dict[str, Any]:
