@@ -340,7 +340,7 @@ DATA = {
     '--config.data.train.images={tmp}/broken_images',
     given='is a JPEG cut short, without its end marker (300 bytes)',
     possible='3 things make training impossible, see above',
-    do='replace the file or take it out of the annotations',
+    do='replace the file, or take it out',
   ),
   'other classes to evaluate on': mine(
     '--config.data.eval.annotations={tmp}/other_names.json',

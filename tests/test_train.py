@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -22,7 +23,7 @@ import pytest
 from tests import tiny_run
 from triplet_det import evaluate, main, report, train
 from triplet_det.configs import photos
-from triplet_det.data import shapes_dataset
+from triplet_det.data import pipeline, shapes_dataset
 from triplet_det.detection import trained_network
 from triplet_det.models import layers
 from triplet_det.run import checkpoints
@@ -199,6 +200,37 @@ def test_killed_in_a_save_and_at_a_random_moment_and_continued(reference, data, 
   code, said = tiny_run.run(workdir, overrides)
   assert code == 0, said
   assert tiny_run.rows(workdir) == windows(reference[0], 4)
+
+
+LAST_CROPS = {'last_crops.share': 0.4, 'last_crops.input_size': 63, 'last_crops.border': 20}
+
+
+def test_the_last_steps_take_crops_of_another_size(reference, data, tmp_path):
+  workdir = tmp_path / 'run'
+  code, said = tiny_run.run(workdir, {**data, **LAST_CROPS, 'mode': 'train'}, JAX_LOG_COMPILES='1')
+  assert code == 0, said
+  assert 'crops of 63 pixels after step 6' in said
+  assert said.count('Finished XLA compilation of jit(train_step)') == 2
+  ours, others = tiny_run.rows(workdir), tiny_run.rows(reference[0])
+  assert ours[:6] == others[:6] and [row['step'] for row in ours] == [*range(1, STEPS + 1)]
+  for mine, other in zip(ours[6:], others[6:]):
+    assert mine['train/loss'] != other['train/loss'] and mine['train/learning_rate'] == other['train/learning_rate']
+
+
+@pytest.mark.parametrize('start_step', [5, 6, 8])
+def test_last_crops_are_the_same_wherever_a_run_continues(start_step, config):
+  config.update_from_flattened_dict(LAST_CROPS)
+  source = pipeline.open_source(**config.data.train)
+
+  def batches(start):
+    with contextlib.closing(train.training_batches(config, source, start_step=start)) as made:
+      return list(itertools.islice(made, STEPS - start))
+
+  whole, rest = batches(0), batches(start_step)
+  assert [batch['images'].shape[1] for batch in whole] == [31] * 6 + [63] * 4
+  for mine, other in zip(rest, whole[start_step:], strict=True):
+    for name in other:
+      np.testing.assert_array_equal(mine[name], other[name], err_msg=name)
 
 
 def test_the_embedded_data_set_end_to_end(tmp_path):

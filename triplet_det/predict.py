@@ -19,6 +19,8 @@ from triplet_det.prediction.parts_on_disk import Shard, Summary
 from triplet_det.run import command_line, output_paths
 from triplet_det.run.in_use import in_use
 
+_THRESHOLD = 0.3
+
 
 def _parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
@@ -27,7 +29,7 @@ def _parse() -> argparse.Namespace:
   parser.add_argument('paths', nargs='*', help='images, videos, folders or glob patterns')
   parser.add_argument('--checkpoint', help='run folder, checkpoint folder, exported file, a link, or demo')
   parser.add_argument('--out', required=True, help='folder for detections.json and the drawings')
-  parser.add_argument('--threshold', type=float, default=0.3, help='lowest score (default %(default)s)')
+  parser.add_argument('--threshold', type=float, help=f'lowest score (default {_THRESHOLD})')
   parser.add_argument('--batch_size', type=int, default=8, help='images per batch (default %(default)s)')
   limit = 'largest image and canvas, in pixels: others are left out (default %(default)s)'
   parser.add_argument('--max_pixels', type=int, default=image_files.MAX_PIXELS, metavar='N', help=limit)
@@ -41,8 +43,12 @@ def _parse() -> argparse.Namespace:
   cache = f'{command_line.CACHE_HELP} (default %(default)s)'
   parser.add_argument('--compilation_cache', default=command_line.CACHE, help=cache)
   arguments = command_line.parse(parser)
+  given = [name for name in ('threshold', 'coco', 'annotations', 'figures', 'no_drawings') if getattr(arguments, name)]
   if arguments.merge and (arguments.paths or arguments.checkpoint):
     parser.error('--merge joins what is in --out: give neither paths nor --checkpoint with it')
+  if arguments.merge and given:
+    parser.error(f'--merge joins what the shards were asked for: give --{given[0]} to them')
+  arguments.threshold = _THRESHOLD if arguments.threshold is None else arguments.threshold
   if not arguments.merge and not (arguments.paths and arguments.checkpoint):
     parser.error('--checkpoint and at least one image, video, folder or pattern are needed')
   if arguments.figures and arguments.no_drawings:
@@ -56,14 +62,15 @@ def _parse() -> argparse.Namespace:
   return arguments
 
 
-def _run(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Summary:
-  """Does what the command says and tells how it went; `held` are the folder and the shard, from then on."""
+def _run(arguments: argparse.Namespace, held: contextlib.ExitStack) -> tuple[Summary, int]:
+  """Does what the command says and tells how it went, and how many files were lost before; `held` are the folder and
+  the shard, from then on."""
   out, advice = output_paths.local(arguments.out), 'give another --out'
   if arguments.merge:
     held.enter_context(in_use(out, advice))
-    return merge(out)
+    return merge(out), 0
   shard = Shard.parse(arguments.shard)
-  paths = find_files.find_images(arguments.paths)
+  paths, lost = find_files.find_images(arguments.paths)
   annotations = arguments.annotations and output_paths.local(arguments.annotations)
   changes = command_line.changes_of(arguments)
   output_paths.make_folder('--out', out)
@@ -78,18 +85,18 @@ def _run(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Summary:
   print(
     f'{outcome.images} images in {outcome.seconds:.1f} s, {rate:.2f} images/s; programs compiled: {outcome.programs}'
   )
-  return outcome.summary
+  return outcome.summary, lost
 
 
 def main() -> None:
   arguments = _parse()
   compiler.keep_programs(arguments.compilation_cache)
   with command_line.misfits_in_one_line(), contextlib.ExitStack() as held:
-    summary = _run(arguments, held)
+    summary, lost = _run(arguments, held)
   for path, reason in summary.left_out.items():
     print(f'left out: {reason if reason.startswith(path) else f"{path}: {reason}"}', file=sys.stderr)
-  print(f'{summary.boxes} boxes in {summary.images} images above {arguments.threshold}: {arguments.out}')
-  sys.exit(1 if summary.left_out else 0)
+  print(f'{summary.boxes} boxes in {summary.images} images above {summary.threshold}: {arguments.out}')
+  sys.exit(1 if summary.left_out or lost else 0)
 
 
 if __name__ == '__main__':

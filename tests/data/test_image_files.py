@@ -243,7 +243,7 @@ def test_palette_with_transparency():
 def test_heic_without_its_plugin(monkeypatch, brand):
   monkeypatch.setattr(image_files, '_is_known', lambda kind: False)
   encoded = b'\0\0\0\x18ftyp' + brand + bytes(50)
-  with pytest.raises(ValueError, match=r'a\.heic: is HEIC, for which pip install pillow-heif, which cannot be decoded'):
+  with pytest.raises(ValueError, match=r'a\.heic: is HEIC, which cannot be decoded here: pip install pillow-heif'):
     image_files.decode_image(encoded, 'a.heic')
 
 

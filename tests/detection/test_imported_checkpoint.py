@@ -90,7 +90,7 @@ def test_mode_eval(imported):
 
 def test_predict(imported):
   _, folder, _, settings, expected = imported
-  paths = find_files.find_images([str(folder / 'images')])
+  paths = find_files.find_images([str(folder / 'images')]).paths
   loaded = predict.load(folder / 'run', settings=settings)
   summary = over_files.predict(loaded, paths, folder / 'boxes', threshold=0.0, draw=False).summary
   assert not summary.left_out and summary.boxes == sum(len(wanted.scores) for wanted in expected.values())

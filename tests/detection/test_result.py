@@ -6,6 +6,7 @@ import types
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from triplet_det.categories import CategoryTable
 from triplet_det.detection.result import ImageDetections
@@ -42,6 +43,17 @@ def test_picture_is_of_the_boxes_above_the_threshold():
   expected = drawing.draw_boxes(image, FOUND.boxes[:1], ['cow'], scores=[0.9], colors=colors)
   np.testing.assert_array_equal(FOUND.draw(image, threshold=0.5), expected)
   assert (FOUND.draw(image) != expected).any()
+
+
+def test_a_picture_on_what_the_detector_was_given(tmp_path):
+  image = np.full((80, 90, 3), 90, np.uint8)
+  image[:20] = 200
+  stored, turned = Image.fromarray(np.rot90(image)), Image.Exif()  # as telephones do
+  turned[274] = 6
+  stored.save(tmp_path / 'a.png', exif=turned)
+  opened = Image.open(tmp_path / 'a.png')
+  for given in (tmp_path / 'a.png', str(tmp_path / 'a.png'), opened):
+    np.testing.assert_array_equal(FOUND.draw(given), FOUND.draw(image))
 
 
 def test_supervision(monkeypatch):

@@ -16,7 +16,7 @@ import triplet_det
 from tests.tiny_detector import CATEGORIES, write_run
 from triplet_det import predict
 from triplet_det.detection import loading
-from triplet_det.detection.settings import Settings
+from triplet_det.detection.settings import Settings, change
 from triplet_det.prediction import find_files, over_files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,7 +79,7 @@ def test_other_settings_can_be_given(run_folder, images):
 
 
 def test_predict_writes_json_and_drawings(loaded, photos, tmp_path, images):
-  paths = find_files.find_images([str(photos)])
+  paths = find_files.find_images([str(photos)]).paths
   assert [p.name for p in paths] == ['a.png', 'b.png', 'a.png']
   (photos / 'broken.jpg').write_bytes(b'\xff\xd8 this is no image')
   paths.insert(1, photos / 'broken.jpg')
@@ -122,7 +122,7 @@ def test_threshold_leaves_out_weaker_boxes(loaded, photos, tmp_path, images):
 
 @pytest.mark.parametrize('pattern', ['a.png', '*.png', '**/*.png'])
 def test_patterns(photos, pattern):
-  found = find_files.find_images([str(photos / pattern), str(photos / 'a.png')])
+  found = find_files.find_images([str(photos / pattern), str(photos / 'a.png')]).paths
   expected = {'a.png': ['a.png'], '*.png': ['a.png', 'b.png'], '**/*.png': ['a.png', 'b.png', 'more/a.png']}[pattern]
   assert [str(p.relative_to(photos)) for p in found] == expected
 
@@ -134,13 +134,45 @@ def test_mistakes_are_named(loaded, tmp_path):
     loaded(['missing.jpg'])
   with pytest.raises(ValueError, match=r'pass \[path\]'):
     loaded('one.jpg')
-  for one in (np.zeros((9, 9, 3), np.uint8), Image.new('RGB', (9, 9))):
+  for one in (np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), np.uint8), Image.new('RGB', (9, 9))):
     with pytest.raises(ValueError, match=r'pass \[image\]'):
       loaded(one)
+  with pytest.raises(ValueError, match=r'https://x\.org/a\.jpg is a link, and images are read from disk'):
+    loaded(['https://x.org/a.jpg'])
+  with pytest.raises(ValueError, match='an image is an array, a path or a PIL image, got bytes'):
+    loaded([b'\xff\xd8'])
+  with pytest.raises(ValueError, match='a path is empty'):
+    find_files.find_images([''])
   with pytest.raises(ValueError, match=r'import_torch_checkpoint\.py net\.pkl RUN_FOLDER'):
     triplet_det.load('net.pkl')
   with pytest.raises(FileNotFoundError, match='no checkpoint'):
     triplet_det.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (dict(scales='1,2'), "such as (1.0, 1.5), got '1,2'"),
+    (dict(scales=(1.0, float('inf'))), 'positive numbers'),
+    (dict(mirror='no'), "mirror must be bool, got 'no'"),
+    (dict(image_side=10.5), 'image_side must be int, got 10.5'),
+    (dict(max_detections=-1), 'max_detections -1'),
+    (dict(sigma=-1.0), 'sigma -1.0 above 0'),
+  ],
+)
+def test_settings_of_another_kind(changes, message):
+  with pytest.raises(ValueError) as raised:
+    change(Settings(), changes)
+  assert message in str(raised.value)
+
+
+def test_one_scale_may_be_a_number():
+  assert change(Settings(), dict(scales=1.5)).scales == change(Settings(), dict(scales=[1.5])).scales == (1.5,)
+
+
+def test_long_names_are_shortened():
+  names = over_files.picture_names([Path('a', 'ä' * 125 + '.jpg'), Path('b', 'ä' * 125 + '.jpg'), Path('c', 'c.jpg')])
+  assert names == ['ä' * 100 + '.png', 'ä' * 100 + '_2.png', 'c.png']
 
 
 def test_the_command(run_folder, photos, tmp_path):
@@ -166,6 +198,8 @@ def test_the_command(run_folder, photos, tmp_path):
     (['--checkpoint', 'r.zip', '--figures', 'a.png'], '--figures needs a checkpoint'),
     (['--checkpoint', 'r', '--figures', '--shard', '1/2', 'a.png'], 'all images in one process'),
     (['--merge', 'a.png'], 'give neither paths nor --checkpoint'),
+    (['--merge', '--threshold', '0.9'], '--merge joins what the shards were asked for: give --threshold to them'),
+    (['--checkpoint', 'r', '--scales', 'inf', 'a.png'], "'inf' are no scales"),
     (['--checkpoint', 'r'], 'at least one image'),
     (['--checkpoint', 'r', '--scales', '1;2', 'a.png'], "'1;2'"),
   ],

@@ -1,8 +1,12 @@
 """Many images: a killed run continues, several processes share the work, frames of videos are images."""
 
+import contextlib
 import dataclasses
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -14,7 +18,7 @@ from triplet_det.detection.loading import read_image
 from triplet_det.pictures import video
 from triplet_det.prediction import over_files
 from triplet_det.prediction.merge_parts import merge
-from triplet_det.prediction.parts_on_disk import Shard
+from triplet_det.prediction.parts_on_disk import Part, Shard
 
 FRAMES = 11
 
@@ -179,6 +183,35 @@ def test_damage_of_a_whole_part_is_not_merged(files, tmp_path):
   assert merge(tmp_path).images == 2
 
 
+@pytest.mark.parametrize('shard', [Shard(1, 1), Shard(1, 2)])
+def test_a_file_that_is_repaired_and_a_drawing_that_is_gone_are_done_again(shard, files, tmp_path):
+  """Of a finished shard, and of a run that was killed."""
+  photos, out = tmp_path / 'photos', tmp_path / 'out'
+  photos.mkdir()
+  paths = [photos / f'{n}.png' for n in range(9)]
+  for path in paths:
+    shutil.copy(files[0], path)
+  whole = paths[0].read_bytes()
+  paths[0].write_bytes(whole[:100])
+  options = dict(threshold=0.5, coco=True, shard=shard)
+  with pytest.raises(KeyboardInterrupt) if shard.count == 1 else contextlib.nullcontext():
+    over_files.predict(stand_in(killed_after=4), paths, out, **options)
+  part = Part(shard.path(out))
+  assert list(part.summary.left_out) == [str(paths[0])] and part.summary.images == 4
+  part.close()
+  paths[0].write_bytes(whole)
+  (out / '2.png').unlink()
+  outcome = over_files.predict(stand_in(), paths, out, **options)
+  assert not outcome.summary.left_out and (out / '2.png').exists() and (out / '0.png').exists()
+  # 0 and 2 anew; and the four that were not done.
+  assert (outcome.images, outcome.summary.images) == ((6, 9) if shard.count == 1 else (2, 5))
+  if shard.count == 1:
+    undisturbed = over_files.predict(stand_in(), paths, tmp_path / 'other', **options).summary
+    assert undisturbed == outcome.summary
+    for name in ('detections.json', 'coco_results.json'):
+      assert (out / name).read_bytes() == (tmp_path / 'other' / name).read_bytes()
+
+
 def test_parts_of_other_runs_are_refused(files, tmp_path):
   options = dict(threshold=0.5, draw=False)
   with pytest.raises(FileNotFoundError, match='--shard first'):
@@ -190,7 +223,7 @@ def test_parts_of_other_runs_are_refused(files, tmp_path):
     over_files.predict(stand_in(), files[:1], tmp_path, **options, shard=Shard(1, 2))
   other = stand_in()
   other.tester.settings = dataclasses.replace(other.tester.settings, mirror=False)
-  with pytest.raises(ValueError, match=r"test .*'mirror': True"):
+  with pytest.raises(ValueError, match=r'in another way: test\.mirror True there, False now\. Give'):
     over_files.predict(other, files[:2], tmp_path, **options, shard=Shard(1, 2))
   with pytest.raises(KeyboardInterrupt):
     over_files.predict(stand_in(killed_after=0), files[:2], tmp_path, **options, shard=Shard(2, 2))
@@ -242,3 +275,18 @@ def test_a_broken_video_is_left_out(tmp_path):
   assert results(tmp_path / 'out')['detections.json'] == []
   with pytest.raises(ValueError, match='no images to write'):
     video.write_video(tmp_path / 'w.mp4', [], 25.0)
+
+
+def test_a_video_that_is_not_written_whole_is_none(tmp_path):
+  """Where a file may have no more than 20,000 bytes; OpenCV does not say so."""
+  program = f"""
+import resource
+import numpy as np
+from pathlib import Path
+from triplet_det.pictures import video
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+noise = np.random.default_rng(0).integers(0, 256, (20, 96, 128, 3), np.uint8)
+video.write_video(Path({str(tmp_path)!r}, 'w.mp4'), noise, 25.0)
+"""
+  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+  assert 'of 20 images not all could be written' in done.stderr and not list(tmp_path.iterdir())

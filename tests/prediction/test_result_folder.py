@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.tiny_detector import stand_in
+from triplet_det.data import image_files
 from triplet_det.pictures import video
 from triplet_det.prediction import find_files, over_files
 from triplet_det.prediction.merge_parts import merge
@@ -33,7 +34,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def run(out: Path, *patterns, loaded=None, **options):
-  paths = find_files.find_images([str(pattern) for pattern in patterns])
+  paths = find_files.find_images([str(pattern) for pattern in patterns]).paths
   return over_files.predict(loaded or stand_in(), paths, out, threshold=0.4, **options)
 
 
@@ -139,7 +140,9 @@ def test_a_second_run_sees_the_same_images(photos, tmp_path, capsys, place):
   if place != 'itself':
     with pytest.raises(FileNotFoundError, match=r'passed over: results of predict \(5\)'):
       find_files.find_images([str(out)])
-    assert len(find_files.find_images([str(out), str(photos / '*.jpg'), str(out / '*.png'), str(out / 'a0.png')])) == 2
+    assert (
+      len(find_files.find_images([str(out), str(photos / '*.jpg'), str(out / '*.png'), str(out / 'a0.png')]).paths) == 2
+    )
   # As the shell expands photos/*.
   assert run(out, *sorted(photos.iterdir()), coco=True).images == 2
 
@@ -262,7 +265,7 @@ def test_a_part_of_a_stranger_writes_no_video_elsewhere(tmp_path, name):
   assert content(tmp_path) == before
 
 
-def test_what_is_passed_over_is_said(photos, tmp_path, capsys):
+def test_what_is_passed_over_is_said(photos, tmp_path, capsys, monkeypatch):
   draw(tmp_path / 'elsewhere' / 'c.png')
   (photos / 'linked').symlink_to(tmp_path / 'elsewhere')
   (photos / 'x.jpg').mkdir()
@@ -271,16 +274,18 @@ def test_what_is_passed_over_is_said(photos, tmp_path, capsys):
   (photos / '._a0.jpg').write_bytes(b'\0\5\x16\7')
   for name in ('e.heic', 'f.heic', 'notes.txt', 'README'):
     (photos / name).write_text('x')
+  monkeypatch.setattr(image_files, 'foreign_suffixes', lambda: {'.heic': image_files.not_readable('HEIF')})
   found = find_files.find_images([str(photos)])
-  assert [path.name for path in found] == ['a0.jpg', 'a1.jpg', 'd.JPG']
+  assert [path.name for path in found.paths] == ['a0.jpg', 'a1.jpg', 'd.JPG'] and found.lost == 2
   told = capsys.readouterr().err
   assert 'passed over: linked folders (1), such as' in told and str(photos / 'linked') in told
-  assert 'files of other kinds (5: ' in told
-  for kind in ('.heic 2', '.txt 1', '._* 1', 'README 1'):
+  assert 'HEIC, which cannot be decoded here: pip install pillow-heif (2), such as' in told
+  assert 'files of other kinds (3: ' in told
+  for kind in ('.txt 1', '._* 1', 'README 1'):
     assert kind in told
   # As the shell expands a pattern, and as it is given to be expanded here.
-  assert len(find_files.find_images(sorted(map(str, photos.glob('*.jpg'))))) == 3
-  assert [path.name for path in find_files.find_images([str(photos / '*.jpg')])] == ['a0.jpg', 'a1.jpg']
+  assert len(find_files.find_images(sorted(map(str, photos.glob('*.jpg')))).paths) == 3
+  assert [path.name for path in find_files.find_images([str(photos / '*.jpg')]).paths] == ['a0.jpg', 'a1.jpg']
   assert 'folders (2), such as' in capsys.readouterr().err
   with pytest.raises(FileNotFoundError, match=r'no images there.*passed over: files of other kinds'):
     find_files.find_images([str(photos / '._a0.jpg'), str(photos / 'y.jpg')])
@@ -302,7 +307,7 @@ def test_formats_that_can_be_decoded_are_found(tmp_path, suffix):
 
 def test_the_home_is_the_home(photos, tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
-  assert len(find_files.find_images(['~/photos'])) == 2
-  assert len(find_files.find_images(['~/photos/*.jpg'])) == 2
+  assert len(find_files.find_images(['~/photos']).paths) == 2
+  assert len(find_files.find_images(['~/photos/*.jpg']).paths) == 2
   assert output_paths.local('~/out') == tmp_path / 'out'
   assert output_paths.local('~nobody_of_this_name/x') == Path('~nobody_of_this_name/x')

@@ -157,7 +157,7 @@ def test_a_run_that_is_told_to_stop(ended, name):
   'name, code, said',
   [
     ('killed worker', endings.EXIT_WORKER, 'a process of the input was killed by SIGKILL (the system does that when'),
-    ('broken image', endings.EXIT_INPUT, '(300 bytes); replace the file or take it out of the annotations'),
+    ('broken image', endings.EXIT_INPUT, '(300 bytes); replace the file, or take it out'),
   ],
 )
 def test_a_run_that_loses_its_input(ended, name, code, said):

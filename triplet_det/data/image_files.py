@@ -37,7 +37,7 @@ _FORMATS = {
 _DEEP = ('PNG', 'TIFF', 'PPM', 'JPEG2000')  # formats whose channels of 16 bits OpenCV would cut to the upper 8
 _DEPTHS = (8, 10, 12, 14, 16)  # bits per channel that cameras have
 _STARTS = {kind: re.compile(start, re.DOTALL) for kind, (start, _) in _FORMATS.items()}
-_MISSING = {'HEIF': 'HEIC, for which pip install pillow-heif'}
+_NAMES, _PACKAGES = {'HEIF': 'HEIC'}, {'HEIF': 'pillow-heif'}  # as people call a format; what it takes
 # A marker of a JPEG that ends it or has a length; in the data of a scan there is none.
 _JPEG_MARKER, _JPEG_END = re.compile(rb'\xff[^\x00\x01\xd0-\xd8\xff]'), 0xD9
 
@@ -96,6 +96,22 @@ def decode_image(
   return image
 
 
+def not_readable(kind: str) -> str:
+  """'HEIC, which cannot be decoded here: pip install pillow-heif'."""
+  package = f': pip install {_PACKAGES[kind]}' if kind in _PACKAGES else ''
+  return f'{_NAMES.get(kind, kind)}, which cannot be decoded here{package}'
+
+
+def foreign_suffixes() -> dict[str, str]:
+  """Suffix of a format that cannot be decoded here -> `not_readable`."""
+  return {
+    suffix: not_readable(kind)
+    for kind, (_, names) in _FORMATS.items()
+    if not _is_known(kind)
+    for suffix in names.split()
+  }
+
+
 def check_regular(path: epath.PathLike) -> None:
   """Raises ValueError for what is there and is no file: a pipe, which epath takes for one, would be waited for."""
   if '://' not in str(path) and os.path.exists(path) and not os.path.isfile(path):
@@ -110,6 +126,11 @@ def check_pixels(size: tuple[int, int], file_name: str, max_pixels: int, what: s
       f'{file_name}: {height} x {width} pixels (height x width){what} are {height * width:,}, the limit is '
       f'{max_pixels:,}: make it smaller, or raise the limit (predict --max_pixels N, load(..., max_pixels=N))'
     )
+
+
+def is_pillow(image) -> bool:
+  """Whether it is a Pillow image, known by its methods: other modules of its kind have them as well."""
+  return hasattr(image, 'convert') and hasattr(image, 'getbands')
 
 
 def from_pillow(image: Image.Image) -> np.ndarray:
@@ -205,8 +226,8 @@ def _decode(encoded: bytes, file_name: str) -> np.ndarray:
     if is_cut:
       what = 'is a JPEG cut short, without its end marker'
     elif kind and not _is_known(kind):
-      what = f'is {_MISSING.get(kind, kind)}, which cannot be decoded here'
-    raise ValueError(f'{file_name}: {what} ({len(encoded)} bytes); replace the file or take it out of the annotations')
+      what = f'is {not_readable(kind)}'
+    raise ValueError(f'{file_name}: {what} ({len(encoded)} bytes); replace the file, or take it out')
   return image if image.dtype == np.uint8 and image.ndim == 3 else _to_8_bits(image, file_name)
 
 

@@ -6,6 +6,8 @@ needs is imported when one is loaded.
 
 import concurrent.futures
 import math
+import os
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,7 +65,7 @@ class LoadedDetector:
     """
     if isinstance(images, str | Path):
       raise ValueError(f'the detector takes a list of images, got the path {images}: pass [path]')
-    if getattr(images, 'ndim', None) == 3 or _is_pil(images):
+    if getattr(images, 'ndim', None) in (2, 3) or image_files.is_pillow(images):
       raise ValueError(f'the detector takes a list of images, got one {type(images).__name__}: pass [image]')
     arrays = [check_image(self._as_array(image), i) for i, image in enumerate(images)]
     return [self.wrap(found) for found in self.tester(arrays)]
@@ -77,7 +79,7 @@ class LoadedDetector:
     return read_image(path, size, max_pixels=self.max_pixels)
 
   def _as_array(self, image) -> np.ndarray:
-    if _is_pil(image):
+    if image_files.is_pillow(image):
       return image_files.from_pillow(image)
     return image if hasattr(image, '__array__') else self.read(image)
 
@@ -199,6 +201,11 @@ def read_image(
     FileNotFoundError: no file there.
     ValueError: no regular file, not an image, too large, or not of that size.
   """
+  if not isinstance(path, str | os.PathLike):
+    raise ValueError(f'an image is an array, a path or a PIL image, got {type(path).__name__}')
+  path = os.path.expanduser(os.fspath(path))
+  if re.match('(https?|file|hf)://', path):
+    raise ValueError(f'{path} is a link, and images are read from disk: download it first')
   path = epath.Path(path)
   if not path.exists():
     raise FileNotFoundError(f'no image {path}: give a file that is there')
@@ -210,11 +217,6 @@ def read_image(
     )
   upright = True if size is None else None
   return image_files.decode_image(path.read_bytes(), str(path), size=size, upright=upright, max_pixels=max_pixels)
-
-
-def _is_pil(image) -> bool:
-  """Known by its method, because PIL need not be installed."""
-  return hasattr(image, 'convert') and hasattr(image, 'getbands')
 
 
 def _digest(variables) -> str:

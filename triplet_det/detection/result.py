@@ -1,13 +1,19 @@
 """What was found in one image, for those who use it: COCO rows, a plain form with names, a picture."""
 
 import dataclasses
-from typing import Any
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from triplet_det.categories import CategoryTable
+from triplet_det.data import image_files
 from triplet_det.detection import coco_results
 from triplet_det.pictures import drawing
+
+if TYPE_CHECKING:
+  from PIL import Image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +71,17 @@ class ImageDetections:
       data={'class_name': np.array(self.names, dtype=str)},
     )
 
-  def draw(self, image: np.ndarray, *, threshold: float = 0.0) -> np.ndarray:
+  def draw(self, image: 'np.ndarray | str | os.PathLike | Image.Image', *, threshold: float = 0.0) -> np.ndarray:
     """The boxes with higher scores than `threshold` drawn on their image, uint8 [H, W, 3] RGB; a class is a colour.
 
-    Small images are enlarged (`drawing.draw_boxes`).
+    `image` is what the detector was given: an array, a path or a PIL image. Small images are enlarged
+    (`drawing.draw_boxes`).
     """
+    if isinstance(image, str | os.PathLike):
+      path = os.path.expanduser(image)
+      image = image_files.decode_image(Path(path).read_bytes(), path, upright=True)
+    elif image_files.is_pillow(image):
+      image = image_files.from_pillow(image)
     shown = self.above(threshold)
     colors = [drawing.class_color(c) for c in shown.classes]
     return drawing.draw_boxes(image, shown.boxes, shown.names, scores=shown.scores, colors=colors)

@@ -1,6 +1,7 @@
 """How images are tested: `Settings`, and those of the published programs."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,8 @@ from triplet_det.detection import nms_rule
 from triplet_det.run import config_limits
 
 CENTER_RULES = ('best', 'first')
+# Type of a setting -> what is taken for it; true is no number.
+_POSSIBLE = {bool: bool, int: int, str: str}
 SMALL_BOX = 150.0  # pixels (Sec. 3.1)
 CANVAS_COLOURS = ('black', 'imagenet')  # the second: `input_pixels.STATISTICS`
 
@@ -48,8 +51,18 @@ class Settings:
   mirror_in_image: bool = False  # mmdetection: True, what the mirror image shows is turned back there, x -> w - x
 
   def __post_init__(self):
-    if not self.scales or min(self.scales) <= 0:
-      raise ValueError(f'scales must be one or more positive numbers, got {self.scales}')
+    for field in dataclasses.fields(self):
+      value, possible = getattr(self, field.name), _POSSIBLE.get(field.type)
+      if possible and not isinstance(value, possible):
+        raise ValueError(f'{field.name} must be {field.type.__name__}, got {value!r}')
+    are_numbers = isinstance(self.scales, tuple) and all(isinstance(scale, float | int) for scale in self.scales)
+    if not (are_numbers and self.scales and all(0 < scale < math.inf for scale in self.scales)):
+      raise ValueError(f'scales must be one or more positive numbers, such as (1.0, 1.5), got {self.scales!r}')
+    if self.max_detections < 1 or self.top_k < 1 or self.num_pairs < 1 or not self.sigma > 0:
+      raise ValueError(
+        f'max_detections {self.max_detections}, top_k {self.top_k}, num_pairs {self.num_pairs} must be at least 1, '
+        f'sigma {self.sigma} above 0'
+      )
     if self.image_side < 0:
       raise ValueError(f'image_side must be 0 or pixels of the longer side, got {self.image_side}')
     if self.canvas_multiple < 1 or self.canvas_multiple & (self.canvas_multiple - 1):
@@ -122,6 +135,10 @@ def change(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     ValueError: an unknown name (the nearest known one is named), or a value out of range.
   """
   config_limits.check_names('setting', changes, KNOWN)
+  if isinstance(scale := changes.get('scales'), float | int):
+    changes = {**changes, 'scales': (float(scale),)}
+  elif isinstance(scale, list):
+    changes = {**changes, 'scales': tuple(scale)}
   settings = dataclasses.replace(settings, **changes)
   if 'scales' in changes and 'center_scale' not in changes:
     nearest = min(settings.scales, key=lambda scale: abs(scale - settings.center_scale))

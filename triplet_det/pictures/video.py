@@ -77,10 +77,11 @@ def write_video(path: Path, images: Iterable[np.ndarray], rate: float) -> None:
 
   Raises:
     ValueError: no images, or OpenCV here cannot write such a file.
+    OSError: it was not written whole.
   """
   with tempfile.TemporaryDirectory(prefix='unfinished_', dir=path.parent) as folder:  # no name of another video's
-    unfinished, writer = Path(folder, path.name), None
-    for image in images:
+    unfinished, writer, count = Path(folder, path.name), None, 0
+    for count, image in enumerate(images, start=1):  # noqa: B007
       image = image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]
       if writer is None:
         size = image.shape[1], image.shape[0]
@@ -91,4 +92,6 @@ def write_video(path: Path, images: Iterable[np.ndarray], rate: float) -> None:
     if writer is None:
       raise ValueError(f'{path}: no images to write')
     writer.release()
+    if claimed_frames(unfinished) != count:  # OpenCV does not say that a disk was full, or a file too large for it
+      raise OSError(f'{path}: of {count} images not all could be written: is there room, and may files be so large?')
     unfinished.replace(path)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from triplet_det.data import image_files
 from triplet_det.pictures import video
@@ -16,10 +17,17 @@ from triplet_det.run import output_paths
 OTHERS, RESULTS, RESULT_FOLDERS = 'files of other kinds', 'results of predict', 'folders of results of predict'
 
 
-def find_images(patterns: Sequence[str]) -> list[Path]:
+class Found(NamedTuple):
+  """What a user means."""
+
+  paths: list[Path]  # images and videos
+  lost: int  # images that cannot be decoded here, and folders that cannot be read
+
+
+def find_images(patterns: Sequence[str]) -> Found:
   """The image and video files that paths, folders (with their subfolders) and globs name, without repetition.
 
-  What is passed over is counted, and said once: files of other kinds, linked subfolders, results of `predict`.
+  What else is passed over is counted, and said once: files of other kinds, linked subfolders, results of `predict`.
 
   Raises:
     FileNotFoundError: a pattern names nothing.
@@ -45,7 +53,7 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     raise FileNotFoundError(f'{", ".join(patterns)}: no images there; give files that are there{search.told()}')
   if told := search.told():
     print(told.removeprefix('; '), file=sys.stderr)
-  return list(dict.fromkeys(found))
+  return Found(list(dict.fromkeys(found)), search.lost)
 
 
 class _Search:
@@ -53,13 +61,15 @@ class _Search:
 
   def __init__(self):
     self.suffixes = (*image_files.suffixes(), *video.SUFFIXES)
+    self.foreign = image_files.foreign_suffixes()
+    self.lost = 0
     self.passed: dict[str, list[Path]] = collections.defaultdict(list)  # kind -> files and folders
     self._read = functools.lru_cache(maxsize=4)(result_folder.read)  # files come folder by folder
 
   def below(self, top: Path) -> list[Path]:
     """The images and videos in a folder and its subfolders."""
     found = []
-    for name, folders, files in os.walk(top, onerror=lambda error: self._pass('unreadable folders', error.filename)):
+    for name, folders, files in os.walk(top, onerror=lambda error: self._lose('unreadable folders', error.filename)):
       folder = Path(name)
       results = self._read(folder)
       if results.run and folder != top and not results.among_photos:
@@ -75,6 +85,8 @@ class _Search:
           continue
         if path.suffix.lower() in self.suffixes:
           found.append(path)
+        elif why := self.foreign.get(path.suffix.lower()):
+          self._lose(why, path)
         else:
           self._pass(OTHERS, path)
     return found
@@ -112,6 +124,10 @@ class _Search:
       if paths
     ]
     return f'; passed over: {"; ".join(told)}' if told else ''
+
+  def _lose(self, why: str, path: Path) -> None:
+    self.lost += 1
+    self._pass(why, path)
 
   def _pass(self, kind: str, path: Path) -> None:
     self.passed[kind].append(path)

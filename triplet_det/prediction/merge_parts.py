@@ -21,9 +21,10 @@ from triplet_det.run.progress import ProgressLine
 def merge(out: Path, written: Mapping[str, str] | None = None) -> Summary:
   """Makes detections.json, COCO results and videos of all parts in `out`.
 
-  Writes detections.json, a row per image in the order of the files: image, for a video frame, detections (the plain
-  form, `ImageDetections.to_rows`) and, if COCO results were asked for, image_id; then also coco_results.json, with all
-  boxes and not only those above the threshold; a video per video, drawn; and predict.json, which lists all files.
+  Writes detections.json, a row per image in the order of the files: image, for a video frame, for an image the name
+  of its drawing, detections (the plain form, `ImageDetections.to_rows`) and, if COCO results were asked for, image_id;
+  then also coco_results.json, with all boxes and not only those above the threshold; a video per video, drawn; and
+  predict.json, which lists all files.
 
   Args:
     out: the folder.
@@ -43,7 +44,8 @@ def merge(out: Path, written: Mapping[str, str] | None = None) -> Summary:
     run.end(written or {})
     found = [part.summary for part in parts]
   left_out = {path: reason for one in found for path, reason in one.left_out.items()}
-  return Summary(sum(one.images for one in found), sum(one.boxes for one in found), left_out)
+  counts = sum(one.images for one in found), sum(one.boxes for one in found)
+  return Summary(*counts, left_out, found[0].threshold)
 
 
 class _Run:
@@ -88,6 +90,8 @@ class _Run:
         row = dict(image=line['image'])
         if place.item in self._frames:
           row['frame'] = place.frame
+        if 'drawing' in line:
+          (row['drawing'],) = line['drawing']
         if self._about['coco']:
           row['image_id'] = position if line['image_id'] is None else line['image_id']
           for one in found.to_coco(row['image_id']):

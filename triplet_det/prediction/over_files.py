@@ -19,6 +19,7 @@ from triplet_det.run import output_paths
 from triplet_det.run.progress import ProgressLine
 
 SHEET = f'{result_folder.FIGURES}/sheet.png'
+_LONGEST = 200  # bytes of a drawing's name without number and suffix
 SHEET_ROWS = 16  # images on the sheet of figures
 
 
@@ -91,6 +92,7 @@ def predict(
       part = stack.enter_context(contextlib.closing(Part(shard.path(out))))
       part.begin(about)
       results.begin(about, written, paths)
+    _do_again(part, out)
     before = part.summary.images
     if part.frames is None:
       work = _Work(loaded, paths, sizes, part, shard)
@@ -119,6 +121,15 @@ def predict(
     merge_parts.merge(out, drawn)
     parts_on_disk.remove(out, shard)
   return outcome
+
+
+def _do_again(part: Part, out: Path) -> None:
+  """What was left out may be whole by now, and drawings may be gone."""
+  left_out = part.summary.left_out
+  for place in list(part.done):
+    line = part.line(place)
+    if line['image'] in left_out or not all((out / name).exists() for name in line.get('drawing', ())):
+      part.do_again(place)
 
 
 class _Work:
@@ -188,8 +199,14 @@ class _Work:
 
 def picture_names(paths: Sequence[Path]) -> list[str]:
   """A drawing's name per file; files of one name in several folders are told apart by a number."""
-  stems = output_paths.unique([path.stem for path in paths])
+  stems = output_paths.unique([_shortened(path.stem) for path in paths])
   return [stem + ('.mp4' if video.is_video(path) else '.png') for stem, path in zip(stems, paths)]
+
+
+def _shortened(stem: str) -> str:
+  """Where file systems end names at 255 bytes, there must be room for a number and a suffix."""
+  encoded = stem.encode(errors='surrogateescape')
+  return stem if len(encoded) <= _LONGEST else encoded[:_LONGEST].decode(errors='ignore')
 
 
 def figure_names(drawing_name: str) -> list[str]:

@@ -69,6 +69,7 @@ class Summary:
   images: int  # without those left out
   boxes: int  # above the threshold
   left_out: Mapping[str, str]  # file -> reason
+  threshold: float
 
 
 class Part:
@@ -87,7 +88,7 @@ class Part:
       ValueError: its first line, which says of which run it is, is damaged.
     """
     self.path, self.about, self.frames = path, None, None
-    self._images, self._boxes, self._left_out = 0, 0, {}
+    self._boxes, self._total, self._left_out = {}, 0, {}  # of each image, of all; file -> reason
     self._begins: dict[Place, int] = {}
     self._end, self._damaged = 0, []
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,10 +132,11 @@ class Part:
 
   def check_same_run(self, about: Mapping[str, Any]) -> None:
     """Raises ValueError if the part is of another run; says in what they differ."""
+    there, now = _flat(self.about), _flat(about)
     differing = [
-      f'{key} {self.about.get(key)} there, {about.get(key)} now'
-      for key in sorted({*self.about, *about})
-      if self.about.get(key) != about.get(key)
+      'other files' if key == 'names' else f'{key} {_short(there.get(key))} there, {_short(now.get(key))} now'
+      for key in sorted({*there, *now})
+      if there.get(key) != now.get(key)
     ]
     if differing:
       raise ValueError(
@@ -149,7 +151,14 @@ class Part:
 
   @property
   def summary(self) -> Summary:
-    return Summary(self._images, self._boxes, self._left_out)
+    return Summary(len(self._boxes), self._total, self._left_out, self.about['threshold'])
+
+  def do_again(self, place: Place) -> None:
+    """Forgets what was noted of a place: its file or its drawing may be another by now."""
+    del self._begins[place]
+    self._total -= self._boxes.pop(place, 0)
+    self._left_out = {}
+    self.frames = None
 
   def add(
     self, place: Place, image: str, found: ImageDetections, image_id: int | None = None, drawing: Mapping | None = None
@@ -192,10 +201,24 @@ class Part:
       if 'left_out' in line:
         self._left_out[line['image']] = line['left_out']
       else:
-        self._images += 1
         threshold = float(np.float32(self.about['threshold']))  # as `ImageDetections.above` compares
-        self._boxes += sum(score > threshold for score in line['scores'])
+        self._total -= self._boxes.get(Place(*line['at']), 0)
+        self._boxes[Place(*line['at'])] = sum(score > threshold for score in line['scores'])
+        self._total += self._boxes[Place(*line['at'])]
+        self._left_out.pop(line['image'], None)  # it was, at first
     self._end += size
+
+
+def _flat(about: Mapping[str, Any], path: str = '') -> dict[str, Any]:
+  """{'test': {'mirror': True}} -> {'test.mirror': True}."""
+  found = {}
+  for key, value in about.items():
+    found |= _flat(value, f'{path}{key}.') if isinstance(value, Mapping) else {f'{path}{key}': value}
+  return found
+
+
+def _short(value: Any) -> str:
+  return text if len(text := str(value)) <= 60 else f'{text[:57]}...'
 
 
 def _read_line(raw: bytes) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import functools
+import math
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -56,7 +57,7 @@ def parse_scales(text: str) -> tuple[float, ...]:
     scales = tuple(map(float, text.split(',')))
   except ValueError:
     scales = ()
-  if not scales or not min(scales) > 0:
+  if not scales or not all(0 < scale < math.inf for scale in scales):
     raise argparse.ArgumentTypeError(f'{text!r} are no scales: give positive numbers with commas, such as 0.6,1,1.2')
   return scales
 

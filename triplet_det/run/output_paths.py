@@ -41,7 +41,13 @@ def write_whole(path: epath.PathLike, content: str | bytes) -> None:
 
 
 def local(text: str) -> Path:
-  """A path on this machine, ~ being the home. Raises ValueError for a URL, which a `Path` would take for a folder."""
+  """A path on this machine, ~ being the home.
+
+  Raises:
+    ValueError: a URL, which a `Path` would take for a folder, or nothing, which it would take for this one.
+  """
+  if not text:
+    raise ValueError('a path is empty: give one; . is the current folder')
   if '://' in text:
     raise ValueError(
       f'{text} is not on this machine, and only the run folder and the data of triplet_det.main may be elsewhere: give '
