@@ -56,6 +56,8 @@ def get_config(variant: str = 'scales=single') -> ConfigDict:
 def for_comparisons() -> ConfigDict:
   """The same for the paper's comparisons: without what docs/departures.md lists under small networks."""
   config, sound = get_config(), Settings()
+  config.last_crops.share = 0.0
+  config.total_steps, config.eval_every = 2_400, 600
   config.keypoint_reach = 0
   config.test.update(embedding_threshold=sound.embedding_threshold, small_box=sound.small_box)
   return config

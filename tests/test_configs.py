@@ -103,6 +103,9 @@ def test_multi_scale_changes_the_test_alone(page, variant, changes):
 def test_the_small_variants_are_the_embedded_data_set():
   small = shapes.for_comparisons()
   assert differing(shapes.get_config(), small) == {
+    'last_crops.share': (0.2, 0.0),
+    'total_steps': (2_000, 2_400),
+    'eval_every': (500, 600),
     'keypoint_reach': (1, 0),
     'test.embedding_threshold': (0.8, PUBLISHED_CENTERNET.embedding_threshold),
     'test.small_box': (40.0, PUBLISHED_CENTERNET.small_box),
