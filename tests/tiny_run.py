@@ -23,6 +23,7 @@ OVERRIDES = {
   'eval_batch_size': 2,
   'input_size': 31,
   'augment.border': 16,
+  'last_crops.input_size': 31,  # of `shapes`, whose share of the steps is not 0
   'augment.max_objects': 8,
   'model.dims': (8, 8),
   'model.blocks': (1, 1),

@@ -53,6 +53,7 @@ def runs_of_programs(folder: Path) -> list[Interval]:
 def main(_: Sequence[str]) -> None:
   config = config_flag.CONFIG.value
   config.update(total_steps=FLAGS.steps, mode='train')
+  config.last_crops.share = 0.0  # another program, in whose compiling time none runs
   if config.optimizer.schedule == 'step':
     config.optimizer.drop_step = FLAGS.steps
   config_limits.check(config.to_dict())

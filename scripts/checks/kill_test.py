@@ -29,6 +29,8 @@ OVERRIDES = {
   'eval_batch_size': 4,
   'input_size': 31,
   'augment.border': 16,
+  'last_crops.input_size': 31,
+  'last_crops.border': 16,
   'model.dims': (8, 8),
   'model.blocks': (1, 1),
   'model.stem_width': 8,

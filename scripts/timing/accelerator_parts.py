@@ -120,7 +120,7 @@ SIZES = {
     run={
       **{'total_steps': 4, 'log_every': 2, 'checkpoint_every': 2, 'eval_every': 4, 'batch_size': 2, 'input_size': 31},
       **{'model.dims': (8, 8), 'model.blocks': (1, 1), 'model.head_width': 8, 'model.pool_width': 8},
-      **{'augment.border': 16, 'test.canvas_multiple': 32, 'eval_batch_size': 2},
+      **{'augment.border': 16, 'last_crops.input_size': 31, 'test.canvas_multiple': 32, 'eval_batch_size': 2},
       **{f'data.{split}.train_images': 4 for split in ('train', 'eval')},
       **{f'data.{split}.validation_images': 2 for split in ('train', 'eval')},
     },
