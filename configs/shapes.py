@@ -2,7 +2,7 @@
 
   python -m triplet_det.main --config configs/shapes.py --workdir runs/shapes
 
-About ten minutes on 2 CPU cores, to AP 0.81 and AP50 0.95. Variant: scales=multi tests at the paper's five scales. The
+About ten minutes on 2 CPU cores, to AP 0.80 and AP50 0.95. Variant: scales=multi tests at the paper's five scales. The
 other rows of Table 4 are configs/ablation.py:row=1,small=1 and so on.
 """
 

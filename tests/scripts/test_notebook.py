@@ -139,7 +139,7 @@ def test_every_cell_ran(embedded):
   assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
   objects = sum(len(shapes_dataset.draw_scene(0, 'validation', i).objects) for i in range(COUNT))
   assert said(notebook, 'images').endswith(f'{COUNT} images, {objects} objects of 8 classes\n')
-  assert said(notebook, 'detector').startswith('demo: 8 classes, step 2,400, on ')
+  assert said(notebook, 'detector').startswith('demo: 8 classes, step 2,000, on ')
   assert not (folder.parent / 'repository').exists()
 
 
