@@ -78,7 +78,6 @@ def _start_from_imagenet(config: ConfigDict) -> None:
   """For an encoder that has seen photos (docs/own_data.md has the figures)."""
   config.init_from = 'imagenet'
   config.image_side = from_data.FROM_DATA
-  config.last_crops = dict(share=0.2, input_size=319, border=80)
   config.test.canvas_multiple = 64
   # The first layers are good as they are, and their gradients would cost half of a step; norms are fixed, see
   # `detector.ENCODER_NORMS`. What is trained of the encoder goes slower than the rest, which starts from nothing.

@@ -69,11 +69,11 @@ def test_a_size_that_is_given_needs_no_annotations(tmp_path):
   [
     (448, 4, 2_200),  # 18 x 448 / 4 = 2,016
     (448, 2, 4_200),  # 4,032
-    (8, 4, 1_300),
+    (8, 4, 1_600),
     (355, 4, 1_600),  # 1,597.5
     (356, 4, 1_800),  # 1,602
     (118_287, 4, 20_000),
-    (0, 4, 1_300),
+    (0, 4, 1_600),
   ],
 )
 def test_each_image_is_seen_often_enough(images, batch, steps):

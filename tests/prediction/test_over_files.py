@@ -158,6 +158,7 @@ def test_mistakes_are_named(loaded, tmp_path):
     (dict(image_side=10.5), 'image_side must be int, got 10.5'),
     (dict(max_detections=-1), 'max_detections -1'),
     (dict(sigma=-1.0), 'sigma -1.0 above 0'),
+    (dict(sigma='0.5'), "sigma must be float, got '0.5'"),
   ],
 )
 def test_settings_of_another_kind(changes, message):

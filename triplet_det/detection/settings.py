@@ -10,7 +10,7 @@ from triplet_det.run import config_limits
 
 CENTER_RULES = ('best', 'first')
 # Type of a setting -> what is taken for it; true is no number.
-_POSSIBLE = {bool: bool, int: int, str: str}
+_POSSIBLE = {bool: bool, int: int, float: float | int, str: str}
 SMALL_BOX = 150.0  # pixels (Sec. 3.1)
 CANVAS_COLOURS = ('black', 'imagenet')  # the second: `input_pixels.STATISTICS`
 
