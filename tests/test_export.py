@@ -166,7 +166,7 @@ def test_the_file_describes_itself(demo_file):
   assert {one.dtype for one in program.in_avals} == {np.dtype('float32'), np.dtype('uint8')}
   assert set(jax.tree.unflatten(results, program.out_avals)) == set(content['results'])
   assert not any('batch_stats' in name or name.endswith('norm/scale') for name in names)
-  assert content['checkpoint']['step'] == 2400 and content['settings']['mirror']
+  assert content['checkpoint']['step'] == 2000 and content['settings']['mirror']
   assert content['versions']['jax'] == jax.__version__
   assert len(program.mlir_module_serialized) < 200_000  # the weights are not baked in
 

@@ -491,7 +491,7 @@ def test_bad_settings_are_refused(detector):
     detector(np.zeros((4, 5, 3), np.uint8))
   with pytest.raises(ValueError, match='at least 1, got 0'):
     Detector(pixel_network, VARIABLES, SMALL, batch_size=0)
-  with pytest.raises(ValueError, match=r'positive numbers, got \(1.0, 0\)'):
+  with pytest.raises(ValueError, match=r'positive numbers, such as .*, got \(1.0, 0\)'):
     Settings(scales=(1.0, 0))
   with pytest.raises(ValueError, match="'last'; possible: best, first"):
     Settings(center_rule='last')
