@@ -229,7 +229,8 @@ batch = Batch(
 sizes = dict(stacks=1, dims=(8, 8), blocks=(1, 1), stem_width=8, head_width=8, pool_width=8, num_classes=3)
 adam = optimizer.adam(lambda step: 1e-3)
 for name, case in json.loads(cases).items():
-  model = dict(sizes, dtype='float64', cascade_corner_pooling=False, norm_group=6, norm_running=case.get('running', 'all'))
+  model = dict(sizes, dtype='float64', cascade_corner_pooling=False, norm_group=6)
+  model['norm_running'] = case.get('running', 'all')
   module = detector.build(model)
   initial = jax.device_get(jax.jit(lambda: init_state(module, adam, 1))())
   mesh = sharding.make_mesh(jax.devices()[: case['count']], state_shards=case.get('state_shards', 1))
