@@ -277,7 +277,7 @@ def training_batches(
   augment = config.augment.to_dict()
   augment['scales'] = [scale / config.image_scale for scale in augment['scales']]
 
-  def of(input_size: int, border: int, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+  def batches_of(input_size: int, border: int, start_step: int) -> Iterator[dict[str, np.ndarray]]:
     return pipeline.train_batches(
       source,
       batch_size=config.batch_size,
@@ -295,11 +295,11 @@ def training_batches(
   last = config.last_crops
   switch = round((1 - last.share) * config.total_steps) if last.share else None
   if switch is None or start_step < switch:
-    with contextlib.closing(of(config.input_size, config.augment.border, start_step)) as batches:
-      yield from itertools.islice(batches, switch and switch - start_step)
+    with contextlib.closing(batches_of(config.input_size, config.augment.border, start_step)) as batches:
+      yield from itertools.islice(batches, None if switch is None else switch - start_step)
     start_step = switch
   logging.info('crops of %d pixels after step %d', last.input_size, start_step)
-  with contextlib.closing(of(last.input_size, last.border, start_step)) as batches:
+  with contextlib.closing(batches_of(last.input_size, last.border, start_step)) as batches:
     yield from batches
 
 

@@ -197,14 +197,15 @@ class Part:
     elif 'frames' in line:
       self.frames = {int(item): count for item, count in line['frames'].items()}
     else:
-      self._begins[Place(*line['at'])] = self._end
+      place = Place(*line['at'])
+      self._begins[place] = self._end
       if 'left_out' in line:
         self._left_out[line['image']] = line['left_out']
       else:
         threshold = float(np.float32(self.about['threshold']))  # as `ImageDetections.above` compares
-        self._total -= self._boxes.get(Place(*line['at']), 0)
-        self._boxes[Place(*line['at'])] = sum(score > threshold for score in line['scores'])
-        self._total += self._boxes[Place(*line['at'])]
+        self._total -= self._boxes.get(place, 0)
+        self._boxes[place] = sum(score > threshold for score in line['scores'])
+        self._total += self._boxes[place]
         self._left_out.pop(line['image'], None)  # it was, at first
     self._end += size
 

@@ -358,6 +358,17 @@ def coco_project_called_as_a_class_and_test_without_boxes(f):
       f.wanted[f'{split}/{n}.jpg'] = None if split == 'test' else n
 
 
+@reads(train=3, validation=2, test=1)
+def coco_an_unlabelled_test_split_with_another_class(f):
+  f.wanted = {f'{split}/{n}.jpg': n for split, numbers in (('train', range(3)), ('val', (3, 4))) for n in numbers}
+  f.wanted['test/5.jpg'] = None
+  for image in f.wanted:
+    picture(f.root / image)
+  f.text('train/a.json', coco({f'{n}.jpg': n for n in range(3)}))
+  f.text('val/a.json', coco({f'{n}.jpg': n for n in (3, 4)}))
+  f.text('test/a.json', coco({'5.jpg': 5}, names=(*NAMES, 'melon'), annotations=None))
+
+
 @reads('1 JSONs of no split are passed over, such as all.json', train=3, validation=2)
 def coco_a_json_beside_the_splits(f):
   for split, numbers in (('train', range(3)), ('dev', (3, 4))):
@@ -465,7 +476,8 @@ def an_image_of_a_json_is_missing(f):
 def a_class_that_is_not_trained(f):
   for split in ('train', 'val'):
     picture(f.root / f'{split}/0.jpg')
-    f.text(f'{split}/a.json', coco({'0.jpg': 0}, names=('apple', 'melon') if split == 'val' else NAMES))
+  f.text('train/a.json', coco({'0.jpg': 0}))
+  f.text('val/a.json', coco({'0.jpg': 0}, categories=[dict(id=1, name='melon')]))
 
 
 @refuses('none of the 2 images to validate on has a box', 'a part of the others is held out instead')

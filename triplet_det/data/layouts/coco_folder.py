@@ -32,6 +32,7 @@ def read(there: Inventory) -> tuple[dict[str, Split], Sequence[str]]:
     # What is wrong is said of this file, not of a part of it.
     coco_json.read_annotations(there.root / path, require_boxes=name in ('train', 'all'))
     content = coco_json.read_images(there.root / path)
+    content['annotations'] = content['annotations'] or []  # null, where nothing is labelled
     images = _images_of(there, path, content)
     if images is None:
       images, content = _by_name(there, path, content)
@@ -40,7 +41,7 @@ def read(there: Inventory) -> tuple[dict[str, Split], Sequence[str]]:
       splits[name] = Split(there.root / images, content)
     else:
       splits[name] = Split(there.root / images, content, there.root / path)
-  return _with_equal_categories(there, splits, notes), notes
+  return _with_equal_categories(splits, notes), notes
 
 
 def _candidates(there: Inventory) -> list[PurePosixPath]:
@@ -119,7 +120,7 @@ def _by_name(there: Inventory, path: PurePosixPath, content: Mapping) -> tuple[P
   return folder, {**content, 'images': [dict(row, file_name=name) for row, name in zip(content['images'], names)]}
 
 
-def _with_equal_categories(there: Inventory, splits: dict[str, Split], notes: list[str]) -> dict[str, Split]:
+def _with_equal_categories(splits: dict[str, Split], notes: list[str]) -> dict[str, Split]:
   """The splits with one list of categories: a tool that exports split by split may count them anew in each."""
   training = splits.get('train') or splits.get('all')
   if training is None:
@@ -131,12 +132,13 @@ def _with_equal_categories(there: Inventory, splits: dict[str, Split], notes: li
     if mine == both:
       continue
     ids = {category: number for number, category in both}
-    if more := [category for _, category in mine if category not in ids]:
+    used = {row['category_id'] for row in split.content['annotations']}
+    if more := [category for number, category in mine if category not in ids and number in used]:
       raise ValueError(
         f'{split.path or split.images}: its class {more[0]!r} is none of those to train on '
         f'({", ".join(list(ids)[:8])}): correct the name, or take the class out'
       )
-    new = {number: ids[category] for number, category in mine}
+    new = {number: ids.get(category) for number, category in mine}
     rows = [dict(row, category_id=new[row['category_id']]) for row in split.content['annotations']]
     splits[name] = Split(split.images, {**split.content, 'categories': first, 'annotations': rows})
     notes.append(f'classes of {name} are those to train on of the same name')

@@ -29,9 +29,9 @@ _OUTPUTS = frozenset(('detect', 'segment', 'pose', 'obb', 'classify'))
 
 
 def split_of(path: PurePosixPath | str, *, certain: bool = False) -> str | None:
-  """'images/val2017' -> 'validation'. The deepest part counts, those before others that say nothing else.
+  """'images/val2017' -> 'validation', None if no part of the path names a split; the deepest that does counts.
 
-  `certain`: 'test_track' may be a track and no split; then it is None.
+  Parts with other words count last: 'train/test_track' is training. `certain`: these do not count.
   """
   parts = [re.findall(r'[^\W\d_]+', part.lower()) for part in reversed(PurePosixPath(path).parts)]
   telling = [[word for word in words if word not in _FILLERS] for words in parts]

@@ -12,6 +12,14 @@ from triplet_det.data.layouts import pairing
 from triplet_det.data.layouts.inventory import SPLIT_OF, Inventory, Split, by_split, coco_dictionary
 
 NEEDS = 'an XML per image, beside it or in Annotations/ with JPEGImages/ (and ImageSets/Main for the splits)'
+# What is said of how the files were read -> in `notes`, the files.
+_ALONE = 'XML files without an image are passed over'
+_UNSIZED = 'XML files have no size, that of the image is taken'
+_EXCHANGED = 'XML files have boxes whose least and largest coordinates were exchanged, and are put right'
+_UNKNOWN = 'images of the list for test have no XML and are passed over'
+_BESIDE = 'XML files that belong to no split are passed over'
+_LONE = 'images without an XML are passed over'
+_NOTES = (_ALONE, _UNSIZED, _EXCHANGED, _UNKNOWN, _BESIDE, _LONE)
 
 
 def look(there: Inventory) -> str:
@@ -75,15 +83,6 @@ def read(there: Inventory) -> tuple[dict[str, Split], Sequence[str]]:
     splits[split] = coco_dictionary(there.root, dict(sorted(sizes.items())), boxes, names)
   notes[_LONE] = [image for image in there.images if image not in owner]
   return splits, [f'{len(paths):,} {text}, such as {paths[0]}' for text, paths in notes.items() if paths]
-
-
-_ALONE = 'XML files without an image are passed over'
-_UNSIZED = 'XML files have no size, that of the image is taken'
-_EXCHANGED = 'XML files have boxes whose least and largest coordinates were exchanged, and are put right'
-_UNKNOWN = 'images of the list for test have no XML and are passed over'
-_BESIDE = 'XML files that belong to no split are passed over'
-_LONE = 'images without an XML are passed over'
-_NOTES = (_ALONE, _UNSIZED, _EXCHANGED, _UNKNOWN, _BESIDE, _LONE)
 
 
 def _parse(there: Inventory, path: PurePosixPath) -> ElementTree.Element | None:
