@@ -54,8 +54,9 @@ def checksum(path: Path, expected: str | None = None) -> str:
     raise FileNotFoundError('no file there: give a .pkl or .pth')
   with path.open('rb') as file:
     found = hashlib.file_digest(file, 'sha256').hexdigest()
-  if expected and found != expected.lower():
-    raise ValueError(f'has SHA-256 {found}, --sha256 says {expected}: not the file that was meant, fetch it again')
+  if expected is not None and found != expected.lower():
+    said = expected or 'nothing'
+    raise ValueError(f'has SHA-256 {found}, --sha256 says {said}: not the file that was meant, fetch it again')
   return found
 
 
@@ -117,6 +118,8 @@ def main() -> None:
   parser.add_argument('--step', type=int, help='training steps (default: the number at the end of the file name)')
   parser.add_argument('--sha256', help='refuse the file if this is not its checksum')
   arguments = parser.parse_args()
+  if arguments.step is not None and arguments.step < 0:
+    parser.error(f'--step is {arguments.step}: give how many steps these weights were trained, from 0')
   stem = Path(arguments.file.partition('#')[0]).stem
   digits = None if re.search(r'-[0-9a-f]{8}$', stem) else re.search(r'(\d+)$', stem)  # not those of a digest
   step = arguments.step if arguments.step is not None else int(digits[1]) if digits else 0

@@ -94,10 +94,13 @@ def python_of(env: Path) -> Path:
       raise ValueError(f'{env} is there, and is no environment with ultralytics: give another one, or remove it')
     return python
   print(f'making the environment {env}: ultralytics and PyTorch', flush=True)
-  for command in ([sys.executable, '-m', 'venv', env], [python, '-m', 'pip', 'install', '-q', 'ultralytics']):
+  new = output_paths.unfinished(env)  # also what a kill has left
+  venv, pip = [sys.executable, '-m', 'venv', '--clear', new], [new / 'bin' / 'python', '-m', 'pip']
+  for command in (venv, [*pip, 'install', '-q', 'ultralytics']):
     if subprocess.run(command).returncode:
-      shutil.rmtree(env, ignore_errors=True)
+      shutil.rmtree(new, ignore_errors=True)
       raise RuntimeError(f'{" ".join(map(str, command))} failed: it needs a network; or give --env with ultralytics')
+  new.replace(env)
   return python
 
 
@@ -133,9 +136,14 @@ def main() -> None:
     trained = (out / 'answer.json').exists() and not (out / 'peer.json').exists()
     if out.exists() and not trained:
       raise ValueError(f'{out} is there already: give another folder')
-    python = python_of(env) if not trained else None
     output_paths.make_folder('OUT', out)
-    sources = open_splits(root, out)
+    try:
+      sources = open_splits(root, out)
+      python = python_of(env) if not trained else None
+    except BaseException:  # Ctrl-C while packages come, too
+      if not trained:
+        shutil.rmtree(out)
+      raise
   except (FileNotFoundError, ValueError, RuntimeError) as error:
     parser.error(str(error))
   if not trained:

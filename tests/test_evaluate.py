@@ -201,6 +201,8 @@ def test_the_name_of_the_folder(tmp_path):
   assert name(split='validation', name='multi_scale') == 'eval/validation_step_480000_multi_scale'
   with pytest.raises(ValueError, match=r"eval_name becomes .*, not 'a/b'"):
     name(name='a/b')
+  with pytest.raises(ValueError, match=r"data\.eval\.split becomes .*, not '\.\./x'"):
+    name(split='../x')
 
 
 def test_the_fingerprint_says_how_the_metrics_came_about(evaluated):

@@ -199,6 +199,34 @@ def test_what_does_not_fit(file, images, tmp_path):
     loading.load(tmp_path / 'half.onnx')
 
 
+def test_a_canvas_of_as_many_pixels(file):
+  """As any program of others could give it: other sides are an error, not a scrambled image."""
+  import onnxruntime
+
+  session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
+  sides = [one.canvases for one in loading.load(file).tester.sidecar.programs]
+  rng = np.random.default_rng(0)
+
+  def run(canvases):
+    given = {}
+    for k, (height, width) in enumerate(canvases):
+      given[f'canvas_{k}'] = rng.integers(256, size=(2, height, width, 3), dtype=np.uint8)
+      given |= {f'border_{k}': np.zeros((2, 2), np.float32), f'scale_{k}': np.ones((2, 2), np.float32)}
+      given[f'size_{k}'] = np.tile(np.float32([width, height]), (2, 1))
+    return session.run(['valid'], given)
+
+  for canvases in sides:
+    run(canvases)
+    (height, width), *smaller = canvases
+    with pytest.raises(Exception, match='Squeeze'):  # of onnxruntime's own kind
+      run([(height * width, 1), *smaller])
+  turned = [tuple((width, height) for height, width in canvases) for canvases in sides]
+  for canvases in turned:
+    if canvases not in sides:
+      with pytest.raises(Exception, match='Squeeze'):
+        run(canvases)
+
+
 def test_files_of_others(file, tmp_path):
   import onnx
 

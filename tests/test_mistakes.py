@@ -238,6 +238,14 @@ CONFIGS = {
     possible='give at least 0',
     do='config.average_decay is 2.0: give from 0, without averages, to below 1, such as 0.999',
   ),
+  'scales of a text': mine(
+    '--config.augment.scales=large',
+    '--config.augment.max_objects=1000000000000',
+    '--config.image_scale=1e-9',
+    given='config.augment.max_objects is 1000000000000: give from 1 to 100,000; config.augment.scales is (',
+    possible='one positive number or more',
+    do='with commas in brackets, such as (0.8,1.0,1.2); config.image_scale is 1e-09: give from 0.01 to 100',
+  ),
   'an unknown precision': mine(
     '--config.model.dtype=half', given='config.model.dtype is half', possible='float32, bfloat16', do='give float32'
   ),
@@ -554,9 +562,9 @@ CHECKPOINTS = {
   'nothing to analyse': mine(
     '--config.mode=error_analysis',
     '--workdir={tmp}/nowhere',
-    given='no checkpoint in {tmp}/nowhere',
-    possible='expected a run folder with best/ or checkpoints/ in it, or one checkpoint folder',
-    do='give one, or train first',
+    given='no run folder at --workdir={tmp}/nowhere',
+    possible='one that was trained',
+    do='give one',
   ),
   'nothing to report on': mine(
     '--config.mode=report',
@@ -774,6 +782,9 @@ COMMANDS = {
   ),
   'a size that is none': export(
     '--sizes=640', given="'640' is not a size", possible='WIDTHxHEIGHT in pixels', do='such as 640x480'
+  ),
+  'a size beyond all files': export(
+    '--sizes=99999x99999', given='1 image(s) on', possible='a file takes 536,870,912', do='give smaller --sizes'
   ),
   'an unknown platform': export(
     '--platforms=gpu', given='unknown platform gpu', possible='possible: cpu, cuda, rocm, tpu', do='cuda'
@@ -1109,6 +1120,20 @@ TORCH = {
     given='{tmp}/short.pth: refused',
     possible='cut short: storage 0 needs 1000 numbers, 800 are left',
     do='give one',
+  ),
+  'weights of fewer than no steps': script(
+    'import_torch_checkpoint',
+    *('{tmp}/tensor.pth', '{tmp}/imported', '--step=-4'),
+    given='--step is -4',
+    possible='from 0',
+    do='give how many steps these weights were trained',
+  ),
+  'a checksum that a variable did not have': script(
+    'import_torch_checkpoint',
+    *('{tmp}/tensor.pth', '{tmp}/imported', '--sha256='),
+    given='{tmp}/tensor.pth: has SHA-256',
+    possible='--sha256 says nothing',
+    do='not the file that was meant, fetch it again',
   ),
   'a tensor for a state dict': script(
     'import_torch_checkpoint',

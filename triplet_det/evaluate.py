@@ -170,10 +170,12 @@ def evaluation_folder(workdir: epath.PathLike, step: int, *, split: str = '', na
   """Where the files of an evaluation are: eval/step_000100 in training, eval/<split>_step_000100[_<name>] after it.
 
   Raises:
-    ValueError: the name does not fit into that of a folder.
+    ValueError: name or split do not fit into that of a folder.
   """
   if not re.fullmatch(r'[\w.-]*', name):
     raise ValueError(f'eval_name becomes part of the name of a folder: letters, digits, _ - and . only, not {name!r}')
+  if '/' in split:
+    raise ValueError(f'data.eval.split becomes part of the name of a folder: no / in it, not {split!r}')
   parts = [split, f'step_{step:06d}', name]
   return epath.Path(workdir) / 'eval' / '_'.join(part for part in parts if part)
 

@@ -27,7 +27,18 @@ from triplet_det.detection.batches import Canvases, canvases_of
 from triplet_det.detection.canvas import Placement
 from triplet_det.detection.exported_file import WEIGHTS
 from triplet_det.detection.settings import Settings, change, settings_for
-from triplet_det.detection.sidecar import FORMAT, ONNX, SIDECAR, SUFFIXES, ZIP, Program, Sidecar, check_sidecar
+from triplet_det.detection.sidecar import (
+  FORMAT,
+  MAX_CANVASES,
+  MAX_SIDE,
+  ONNX,
+  SIDECAR,
+  SUFFIXES,
+  ZIP,
+  Program,
+  Sidecar,
+  check_sidecar,
+)
 from triplet_det.models import detector, input_pixels
 from triplet_det.run import checkpoints, command_line, output_paths
 
@@ -114,6 +125,13 @@ def export(
   weights = traverse_util.flatten_dict(folded, sep='/')
 
   every_canvases = list(dict.fromkeys(canvases_of(*size, settings) for size in sizes))
+  for one in every_canvases:
+    size = 3 * batch_size * sum(height * width for height, width in one)
+    if size > MAX_CANVASES or max(map(max, one)) > MAX_SIDE:
+      raise ValueError(
+        f'{batch_size} image(s) on {Program("", one)} pixels are {size:,} bytes; a file takes {MAX_CANVASES:,}, and '
+        f'sides of {MAX_SIDE:,}: give smaller --sizes, --scales or --batch_size'
+      )
   mean, std = input_pixels.STATISTICS[module.config.pixels]
   programs = [Program('programs/' + '_'.join(f'{w}x{h}' for h, w in one), one) for one in every_canvases]
   sidecar = Sidecar(

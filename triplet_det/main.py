@@ -176,7 +176,8 @@ def place_data(config: ConfigDict, workdir: epath.Path) -> None:
   What is no COCO JSON per split is written as one into <workdir>/data, where it can be looked at. All hosts call it.
 
   Raises:
-    FileNotFoundError, ValueError: of `layouts.folder.read`; the run folder lies in the data; there is no such split.
+    FileNotFoundError, ValueError: of `layouts.folder.read`; the run folder lies in the data, or a run that is going on
+      in it has read other data; there is no such split.
   """
   if not config.data.get('root'):
     return
@@ -188,10 +189,15 @@ def place_data(config: ConfigDict, workdir: epath.Path) -> None:
     raise ValueError(f'data.eval.split is {split!r}, {root} has {", ".join(data.splits)}: give one of them')
   if jax.process_index() == 0:
     logging.info('%s', data)
-    for name, part in data.splits.items():
-      if part.path is None:
+    jsons = {workdir / 'data' / f'{name}.json': part for name, part in data.splits.items() if part.path is None}
+    contents = {path: json.dumps(part.content).encode() for path, part in jsons.items()}
+    new = {path: now for path, now in contents.items() if not path.exists() or path.read_bytes() != now}
+    if new:
+      output_paths.make_folder('--workdir', workdir)
+      with in_use(workdir, 'give another --workdir: the data are others now'):  # a training reads them
         (workdir / 'data').mkdir(parents=True, exist_ok=True)
-        output_paths.write_whole(workdir / 'data' / f'{name}.json', json.dumps(part.content))
+        for path, now in new.items():
+          output_paths.write_whole(path, now)
   sharding.first_host_says(True)  # nobody reads before it is there
   for name, settings in (('train', config.data.train), (split, config.data.eval)):
     part = data.splits[name]
@@ -217,14 +223,16 @@ def run(config: ConfigDict, workdir: str) -> None:
   if config.mode not in MODES:
     raise ValueError(f'config.mode is {config.mode!r}; possible: {", ".join(MODES)}')
   config_limits.check(config.to_dict())
+  folder = epath.Path(workdir).expanduser()
+  if config.mode in ('eval', 'error_analysis') and not config.dry_run and not folder.is_dir():
+    raise FileNotFoundError(f'no run folder at --workdir={workdir}: give one that was trained')
   if config.mode != 'report':
-    place_data(config, epath.Path(workdir).expanduser())
+    place_data(config, folder)
   if config.dry_run:
     found = dry_run.plan_here(config)
     if jax.process_index() == 0:
       print(dry_run.as_text(found))
     return
-  folder = epath.Path(workdir).expanduser()
   if config.mode == 'check_data':
     check_data(config)
     return

@@ -411,6 +411,22 @@ def test_what_training_leaves_out_is_no_ground_truth(tmp_path):
     assert coco_ap.evaluate(data | dict(annotations=data['annotations'][: sound + 1]), rows)['AP'] < 0.99
 
 
+@pytest.mark.parametrize('change', ['a box', 'an image'])
+def test_a_json_that_changes_while_a_run_reads_it(change, tmp_path):
+  """The ground truth is read again for an evaluation, hours after the rest."""
+  tiny = write_tiny_coco(tmp_path / 'coco')
+  path = tiny.annotations('val2017')
+  source = sources.JsonSource(tiny.images('val2017'), path, 'validation')
+  data = json.loads(path.read_text())
+  if change == 'a box':
+    data['annotations'][0]['bbox'][2] -= 1
+  else:
+    data['images'].append(dict(data['images'][0], id=999, file_name='new.jpg'))
+  _write(path, data)
+  with pytest.raises(ValueError, match=r'instances_val2017\.json was changed after it was read: .* put it back'):
+    _ = source.ground_truth
+
+
 def test_id_zero_and_missing_fields_do_not_cost_ap(tmp_path):
   """With annotation id 0 pycocotools counts the box as never found."""
   data = dict(

@@ -77,8 +77,9 @@ class Annotations:
     of_boxes = {name: getattr(self, name)[rows] for name in ('boxes', 'classes', 'crowd', 'ids', 'areas')}
     starts = np.concatenate([[0], np.cumsum(np.diff(self.starts)[order])])
     names = tuple(self.file_names[i] for i in order)
-    image_of = np.argsort(order)[self.written.image_of]
-    written = dataclasses.replace(self.written, image_of=image_of, image_sizes=of_images['image_sizes'])
+    written = self.written and dataclasses.replace(
+      self.written, image_of=np.argsort(order)[self.written.image_of], image_sizes=of_images['image_sizes']
+    )
     return dataclasses.replace(self, file_names=names, starts=starts, written=written, **of_images, **of_boxes)
 
 

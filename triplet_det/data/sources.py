@@ -90,9 +90,12 @@ class Source(abc.ABC):
   @functools.cached_property
   def ground_truth(self) -> dict:
     """The COCO dictionary for pycocotools, without the boxes that training leaves out."""
-    size_of = dict(zip(self.annotations.file_names, self.image_sizes))
-    sizes = dict(sizes=lambda images: [size_of[image['file_name']] for image in images])
-    return read_ground_truth(self.annotations.path, require_boxes=self._require_boxes, **sizes)
+    known, size_of = self.annotations, dict(zip(self.annotations.file_names, self.image_sizes))
+
+    def sizes(images: Sequence[Mapping]) -> list[tuple[int, int]]:
+      return [size_of.get(image['file_name'], (image['height'], image['width'])) for image in images]
+
+    return read_ground_truth(known.path, require_boxes=self._require_boxes, sizes=sizes, known=known)
 
 
 class JsonSource(Source):

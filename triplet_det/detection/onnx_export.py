@@ -203,15 +203,37 @@ def join(models: Sequence[Any], canvases: Sequence[Sequence[tuple[int, int]]], i
     sizes.append(f'{name}_sides')
     nodes.append(helper.make_node('Shape', [name], [sizes[-1]], start=1, end=3))
   nodes.append(helper.make_node('Concat', sizes, ['sides'], axis=0))
-  joined = branches[-1]  # also of what fits none: its Reshape says so
-  for i in reversed(range(len(branches) - 1)):
-    wanted = numpy_helper.from_array(np.array(canvases[i], np.int64).reshape(-1), f'sides_{i}')
-    constants.append(wanted)
-    results = [f'p{i}/if/{one.name}' for one in first.output]
-    test = [
+
+  def distance(i: int) -> list[Any]:
+    """Nodes of `most_i` [1], by how much the sides given are off those of a branch."""
+    constants.append(numpy_helper.from_array(np.array(canvases[i], np.int64).reshape(-1), f'sides_{i}'))
+    return [
       helper.make_node('Sub', ['sides', f'sides_{i}'], [f'off_{i}']),
       helper.make_node('Abs', [f'off_{i}'], [f'far_{i}']),
-      helper.make_node('ReduceMax', [f'far_{i}'], [f'most_{i}'], keepdims=0),
+      helper.make_node('ReduceMax', [f'far_{i}'], [f'most_{i}'], keepdims=1),
+    ]
+
+  # What fits none comes to the last branch, whose Reshape would take other sides of as many pixels (48 x 64 for 64 x
+  # 48). So Squeeze looks first: it takes the axis away of one zero, and fails on more, one for each pixel that is off.
+  joined, last = branches[-1], len(branches) - 1
+  strict = [
+    *distance(last),
+    helper.make_node('Add', [f'most_{last}', 'one'], ['length']),
+    helper.make_node('Expand', ['zero', 'length'], ['as_far']),
+    helper.make_node('Squeeze', ['as_far', 'zero'], ['none']),
+  ]
+  for name in inputs:
+    shape = f'p{last}/{name}_shape'
+    reshape = next(node for node in joined.node if shape in node.input)
+    reshape.input[1] = f'{shape}_or_none'
+    strict.append(helper.make_node('Add', [shape, 'none'], [f'{shape}_or_none']))
+  for node in reversed(strict):
+    joined.node.insert(0, node)
+
+  for i in reversed(range(last)):
+    results = [f'p{i}/if/{one.name}' for one in first.output]
+    test = [
+      *distance(i),
       helper.make_node('Equal', [f'most_{i}', 'zero'], [f'fits_{i}']),
       helper.make_node('If', [f'fits_{i}'], results, then_branch=branches[i], else_branch=joined),
     ]
@@ -224,7 +246,7 @@ def join(models: Sequence[Any], canvases: Sequence[Sequence[tuple[int, int]]], i
     if one.name in inputs:
       for axis, side in ((1, 'height'), (2, 'width')):
         one.type.tensor_type.shape.dim[axis].dim_param = f'{one.name}_{side}'
-  constants.append(numpy_helper.from_array(np.array(0, np.int64), 'zero'))
+  constants += [numpy_helper.from_array(np.array([value], np.int64), name) for value, name in ((0, 'zero'), (1, 'one'))]
   whole = helper.make_graph(nodes, 'detector', given, list(first.output), [*constants, *shared.values()])
   return helper.make_model(whole, opset_imports=models[0].opset_import, ir_version=models[0].ir_version)
 

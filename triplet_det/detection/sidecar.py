@@ -17,6 +17,7 @@ FORMAT = 1
 SIDECAR = 'detector.json'
 ZIP, ONNX = SUFFIXES = '.zip', '.onnx'
 MAX_CANVASES = 2**29  # bytes of the images of one call
+MAX_SIDE = 2**15 - 1
 MAX_CATEGORIES = 10_000
 _Found = TypeVar('_Found')  # the detections of an image: `structs.Detections` or `result.ImageDetections`
 
@@ -162,9 +163,9 @@ def check_sidecar(content: Mapping[str, Any], path: object) -> None:
     need('a program', one, fits, 'an object with file, a name, and canvases, a list')
     name, canvases = one['file'], one['canvases']
     need('file', name, name.startswith('programs/') and '..' not in name, 'in programs/ of the zip')
-    fits = all(isinstance(c, list) and len(c) == 2 and all(whole(side, 1, 2**15 - 1) for side in c) for c in canvases)
+    fits = all(isinstance(c, list) and len(c) == 2 and all(whole(side, 1, MAX_SIDE) for side in c) for c in canvases)
     fits = fits and len(canvases) == len(scales)
-    need('canvases', canvases, fits, f'{len(scales)} times [height, width], each of 1 to {2**15 - 1}, one a scale')
+    need('canvases', canvases, fits, f'{len(scales)} times [height, width], each of 1 to {MAX_SIDE}, one a scale')
     size = 3 * content['batch_size'] * sum(height * width for height, width in canvases)
     fits = size <= MAX_CANVASES
     need(f'the size of {content["batch_size"]} images on {canvases}', size, fits, f'at most {MAX_CANVASES} bytes')

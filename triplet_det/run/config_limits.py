@@ -21,11 +21,21 @@ _FROM_0 = (
 _FROM_0_OF_ADAM = tuple(
   f'optimizer.{name}' for name in ('warmup_steps', 'clip_norm', 'reference_batch', 'encoder_factor')
 )
+
+
+def _are_scales(value: Any) -> bool:
+  numbers = isinstance(value, tuple | list) and all(isinstance(one, int | float) for one in value)
+  return numbers and len(value) > 0 and all(0 < one <= 100 for one in value)
+
+
 # Name in the config -> what is possible, and whether a value is.
 LIMITS = {
-  **dict.fromkeys((*_COUNTS, 'augment.max_objects'), ('at least 1', lambda value: value >= 1)),
+  **dict.fromkeys(_COUNTS, ('at least 1', lambda value: value >= 1)),
+  'augment.max_objects': ('from 1 to 100,000', lambda value: 1 <= value <= 100_000),
+  'augment.scales': ('one positive number or more with commas in brackets, such as (0.8,1.0,1.2)', _are_scales),
   **dict.fromkeys((*_FROM_0, *_FROM_0_OF_ADAM), ('at least 0', lambda value: value >= 0)),
-  **dict.fromkeys(('image_scale', 'optimizer.base'), ('above 0', lambda value: value > 0)),
+  'image_scale': ('from 0.01 to 100', lambda value: 0.01 <= value <= 100),
+  'optimizer.base': ('above 0', lambda value: value > 0),
   **dict.fromkeys(
     ('total_steps', 'eval_every'), ('at least 1, or -1, from the data', lambda value: value >= 1 or value == -1)
   ),

@@ -15,6 +15,7 @@ from triplet_det import main
 from triplet_det.configs import photos, triplet
 from triplet_det.data import pipeline
 from triplet_det.data.layouts import folder
+from triplet_det.run.in_use import in_use
 
 NAMES = ('apple', 'pear', 'plum')
 SIZES = ((96, 128), (64, 128), (100, 90))  # height, width
@@ -327,6 +328,20 @@ def test_a_config_is_pointed_at_what_lies_in_the_folder(tmp_path):
     main.place_data(config, epath.Path(tmp_path / 'voc/run'))
   with pytest.raises(FileNotFoundError, match=r'no folder at data\.root=.*nowhere'):
     main.place_data(config_of(tmp_path / 'nowhere'), epath.Path(tmp_path / 'run'))
+
+
+def test_data_of_a_run_that_is_going_on_stay(tmp_path):
+  LAYOUTS['voc, as the devkit'](tmp_path / 'voc')
+  main.place_data(config_of(tmp_path / 'voc'), epath.Path(tmp_path / 'run'))
+  before = (tmp_path / 'run/data/train.json').read_bytes()
+  with in_use(tmp_path / 'run'):
+    main.place_data(config_of(tmp_path / 'voc'), epath.Path(tmp_path / 'run'))
+    (tmp_path / 'voc/ImageSets/Main/train.txt').write_text('train_1\n')
+    with pytest.raises(ValueError, match=r'run is in use by .* give another --workdir: the data are others now'):
+      main.place_data(config_of(tmp_path / 'voc'), epath.Path(tmp_path / 'run'))
+    assert (tmp_path / 'run/data/train.json').read_bytes() == before
+  main.place_data(config_of(tmp_path / 'voc'), epath.Path(tmp_path / 'run'))
+  assert (tmp_path / 'run/data/train.json').read_bytes() != before
 
 
 def test_a_config_without_a_folder_stays(tmp_path):

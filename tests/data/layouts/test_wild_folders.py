@@ -472,6 +472,21 @@ def an_image_of_a_json_is_missing(f):
   f.text('all.json', coco({f'{n}.jpg': n for n in range(3)}))
 
 
+@refuses('valid/_annotations.coco.json: no images and annotations in it, which train/_annotations.coco.json has')
+def a_json_of_a_split_is_empty(f):
+  for split in ('train', 'valid'):
+    picture(f.root / f'{split}/0.jpg')
+  f.text('train/_annotations.coco.json', coco({'0.jpg': 0}))
+  f.text('valid/_annotations.coco.json', '')
+
+
+@refuses('annotations/instances_train.json: no images and annotations in it')
+def the_json_to_train_on_is_cut_short(f):
+  for split in ('train', 'val'):
+    picture(f.root / f'{split}/0.jpg')
+    f.text(f'annotations/instances_{split}.json', coco({'0.jpg': 0})[: 40 if split == 'train' else None])
+
+
 @refuses("val/a.json: its class 'melon' is none of those to train on (apple, pear, plum)")
 def a_class_that_is_not_trained(f):
   for split in ('train', 'val'):

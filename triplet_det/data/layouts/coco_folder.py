@@ -1,10 +1,11 @@
 """A folder with COCO JSONs: one per split, beside the images or in a folder of their own, or a single one."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
 from triplet_det.data.layouts import coco_json, pairing
-from triplet_det.data.layouts.inventory import Inventory, Split, common_folder, split_of
+from triplet_det.data.layouts.inventory import SPLIT_OF, Inventory, Split, common_folder, split_of
 
 NEEDS = 'a JSON with images, annotations and categories per split, such as train/_annotations.coco.json'
 SAMPLE = 50  # names by which the folder of images is known
@@ -20,8 +21,15 @@ def look(there: Inventory) -> str:
 def read(there: Inventory) -> tuple[dict[str, Split], Sequence[str]]:
   """The splits by name ('all' for a single JSON that names none), and notes."""
   found, splits, notes = {}, {}, []
-  for path in _candidates(there):
-    found.setdefault(split_of(path.name) or split_of(path.parent) or 'all', []).append(path)
+  candidates = _candidates(there)
+  for path in _look_alikes(there, candidates):
+    if _split(path) != 'test':
+      raise ValueError(
+        f'{there.root / path}: no images and annotations in it, which {candidates[0]} has: replace it, or take it out'
+      )
+    notes.append(f'{path} is passed over: it has no annotations')
+  for path in candidates:
+    found.setdefault(_split(path) or 'all', []).append(path)
   if len(found) > 1 and (beside := found.pop('all', None)):
     notes.append(f'{len(beside)} JSONs of no split are passed over, such as {beside[0]}')
   for name, paths in found.items():
@@ -51,10 +59,26 @@ def _candidates(there: Inventory) -> list[PurePosixPath]:
   return [path for path in found if not path.name.startswith(_OTHER_TASKS)] or keypoints
 
 
+def _look_alikes(there: Inventory, candidates: Sequence[PurePosixPath]) -> list[PurePosixPath]:
+  """Other JSONs that are called as these are but for the split: cut short, empty, or without annotations."""
+  names = {_without_split(path) for path in candidates}
+  others = [path for path in there.with_suffix('.json') if path not in candidates and _split(path)]
+  return [path for path in others if _without_split(path) in names and not path.name.startswith(_OTHER_TASKS)]
+
+
+def _split(path: PurePosixPath) -> str | None:
+  return split_of(path.name) or split_of(path.parent)
+
+
+def _without_split(path: PurePosixPath) -> str:
+  words = re.findall(r'[^\W\d_]+', path.name.lower())
+  return ' '.join(word for word in words if word not in SPLIT_OF)
+
+
 def _images_of(there: Inventory, path: PurePosixPath, content: Mapping) -> PurePosixPath | None:
   """The folder that the file_names are relative to, known by some of them: the nearest that has them all."""
   rows = content['images'][:: len(content['images']) // SAMPLE + 1]
-  split, present = split_of(path.name) or split_of(path.parent), set(there.files)
+  split, present = _split(path), set(there.files)
   near = [path.parent, path.parent / 'images']
   ours = sorted(folder for folder in there.folders if split and split_of(folder) == split)
   counts = {
@@ -86,7 +110,7 @@ def _by_name(there: Inventory, path: PurePosixPath, content: Mapping) -> tuple[P
   Tools write paths of their machine, with backslashes, in another case or another form of umlauts. An image of another
   split, or of another size, is another one of that name.
   """
-  split, by_name, found, missing = split_of(path.name) or split_of(path.parent), {}, [], []
+  split, by_name, found, missing = _split(path), {}, [], []
   ours = [image for image in there.images if split is None or split_of(image.parent) in (None, split)]
   for image in ours or there.images:
     by_name.setdefault(pairing.key(image.name), []).append(image)

@@ -55,15 +55,21 @@ def read_annotations(path: epath.PathLike, *, require_boxes: bool = True, sizes:
   return packed
 
 
-def read_ground_truth(path: epath.PathLike, *, require_boxes: bool = True, sizes: Sizes | None = None) -> dict:
+def read_ground_truth(
+  path: epath.PathLike, *, require_boxes: bool = True, sizes: Sizes | None = None, known: Annotations | None = None
+) -> dict:
   """The COCO dictionary for pycocotools, checked: exactly the boxes of `read_annotations`, as they were written.
 
   Outlines and other facts that nothing here reads are left out (`_UNUSED`).
 
-  Raises: as `read_annotations`.
+  Raises: as `read_annotations`; ValueError if the file has changed since `known` was read from it.
   """
   data, repaired = _read_checked(path, require_boxes, sizes)
-  kept = set(pack(data, path, repaired).ids.tolist())
+  packed = pack(data, path, repaired)
+  if known is not None and packed.in_tfds_order('').digest != known.in_tfds_order('').digest:
+    before, now = (f'{len(one)} images and {len(one.boxes)} boxes' for one in (known, packed))
+    raise ValueError(f'{path} was changed after it was read: it had {before}, now {now}; put it back as it was')
+  kept = set(packed.ids.tolist())
   return dict(data, annotations=[row for row in data['annotations'] if row['id'] in kept])
 
 
