@@ -17,7 +17,8 @@ On a TPU pod, under SLURM or MPI the same command is started on every host and t
 Exit codes: 0 done; 2 the command, data or checkpoint do not fit; 3 the loss is not a number; 66 an image cannot be read
 any more; 71 a process of the input was killed; 74 the disk is full; 75 stopped by a signal (SIGTERM, SIGHUP, Ctrl-C)
 with the state saved, run the same command again; 76 another host is gone, start all of them again; 130 interrupted with
-nothing to save. After 66, 71 and 74 the message of a training says which step is saved.
+nothing to save; 134 as 76, but JAX noticed it first. After 66, 71 and 74 the message of a training says which step is
+saved.
 """
 
 import contextlib

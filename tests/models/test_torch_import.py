@@ -88,6 +88,8 @@ def test_all_that_does_not_fit_is_in_one_error(network):
   broken['pre.0.bn.bias'] = np.zeros(17, np.float32)
   broken['cnvs.0.conv.weight'] = np.zeros((32, 32, 5, 5), np.float32)
   broken['cnvs.1.conv.weight'] = np.zeros((32, 288), np.float32)
+  broken['pre.0.bn.weight'] = broken['pre.0.bn.weight'] * np.float32('nan')
+  broken['pre.0.bn.running_var'] = broken['pre.0.bn.running_var'] - 1000
   with pytest.raises(ValueError) as error:
     torch_import.import_state_dict(broken, config)
   message = str(error.value)
@@ -95,6 +97,7 @@ def test_all_that_does_not_fit_is_in_one_error(network):
     '2 missing: kps.0.up1.0.bn1.running_var, tl_tags.1.1.bias',
     '2 not known to the network: another, kps.7.surplus.weight',
     '3 of another shape',
+    '2 with values that are not finite, or variances below 0: pre.0.bn.running_var, pre.0.bn.weight',
     'pre.0.bn.bias: given (17,), the network has (16,)',
     'cnvs.0.conv.weight: given (5, 5, 32, 32), the network has (3, 3, 32, 32)',
     'cnvs.1.conv.weight: given (32, 288), the network has (3, 3, 32, 32)',

@@ -179,11 +179,11 @@ def import_state_dict(state_dict: Mapping[str, np.ndarray], model_config: Mappin
     model_config: keys of `detector.DetectorConfig`.
 
   Raises:
-    ValueError: lists every missing key, every key left over and every wrong shape, at once.
+    ValueError: lists every missing key, every key left over, every wrong shape and values that cannot be, at once.
   """
   theirs = {re.sub(r'^(module\.)+', '', k): np.asarray(v) for k, v in state_dict.items()}
   theirs = {k: v for k, v in theirs.items() if not k.endswith('num_batches_tracked')}
-  missing, misshapen, variables = [], [], {}
+  missing, misshapen, impossible, variables = [], [], [], {}
   layout = layout_of(model_config)
   for path, key, shape in key_table(model_config):
     if key not in theirs:
@@ -192,10 +192,17 @@ def import_state_dict(state_dict: Mapping[str, np.ndarray], model_config: Mappin
     array = _to_ours(path, theirs.pop(key), layout)
     if array.shape != shape:
       misshapen.append(f'{key}: given {array.shape}, the network has {shape} (kernels as height, width, in, out)')
+    if not np.isfinite(array).all() or (key.endswith('running_var') and (array < 0).any()):
+      impossible.append(key)
     variables[path] = array
   problems = [
     f'{len(found)} {what}: {", ".join(sorted(found))}'
-    for what, found in (('missing', missing), ('not known to the network', theirs), ('of another shape', misshapen))
+    for what, found in (
+      ('missing', missing),
+      ('not known to the network', theirs),
+      ('of another shape', misshapen),
+      ('with values that are not finite, or variances below 0', impossible),
+    )
     if found
   ]
   if problems:
