@@ -581,9 +581,9 @@ CHECKPOINTS = {
   ),
   'a run of another number of classes': mine(
     '--workdir={tmp}/other_classes',
-    given='is of another network; num_classes: 80 there',
-    possible='3 here',
-    do='Give another --workdir',
+    given='the training data do not fit {tmp}/other_classes: 3 categories instead of 80',
+    possible="not known: ['disc', 'ring', 'square']",
+    do='Give another --workdir; --config.init_from={tmp}/other_classes starts it with these weights',
   ),
   'a run of other class names': mine(
     '--workdir={tmp}/other_names',

@@ -62,8 +62,8 @@ PREPROCESSING = {
   'image': 'uint8 RGB, turned upright by its EXIF orientation',
   'resize': 'for each scale s in settings.scales, times settings.image_side / max(height, width) unless that is 0, to '
   'int(height * s) x int(width * s), at least 1 x 1, by OpenCV: INTER_LINEAR, or INTER_AREA if s is below 0.5',
-  'canvas': 'zeros, the resized image from row H // 2 - height // 2 and column W // 2 - width // 2 on; docs/onnx.md has '
-  'what settings.nominal_scale and settings.cut_last_line change',
+  'canvas': 'zeros, the resized image from row H // 2 - height // 2 and column W // 2 - width // 2 on; docs/onnx.md '
+  'has what settings.nominal_scale and settings.cut_last_line change',
   'normalisation': 'in the program: (value / 255 - mean) / std',
 }  # and the mean and std of the network's pixels
 

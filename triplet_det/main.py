@@ -224,6 +224,8 @@ def run(config: ConfigDict, workdir: str) -> None:
   if config.mode not in MODES:
     raise ValueError(f'config.mode is {config.mode!r}; possible: {", ".join(MODES)}')
   config_limits.check(config.to_dict())
+  if workdir.startswith('file:'):
+    raise ValueError(f'--workdir={workdir}: give the path alone, without file://')
   folder = epath.Path(workdir).expanduser()
   if config.mode in ('eval', 'error_analysis') and not config.dry_run and not folder.is_dir():
     raise FileNotFoundError(f'no run folder at --workdir={workdir}: give one that was trained')

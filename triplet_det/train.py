@@ -77,12 +77,15 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
   record = RunRecord(step=0, categories=categories, model=built.model, test=dataclasses.asdict(settings))
   if evaluates:
     record = dataclasses.replace(record, evaluated_on=eval_source.annotations.digest)
-  restored = checkpoints.restore_newest(built.state, model=built.model)
+
+  def check_data(before: RunRecord) -> None:
+    advice = f'Give another --workdir; --config.init_from={workdir} starts it with these weights'
+    evaluate.check_categories(source, before.categories, f'the training data do not fit {workdir}', advice)
+
+  restored = checkpoints.restore_newest(built.state, model=built.model, check=check_data)
   if restored:
     state, before = restored
     first_step, unlogged = before.step, list(before.unlogged)
-    advice = f'Give another --workdir; --config.init_from={workdir} starts it with these weights'
-    evaluate.check_categories(source, before.categories, f'the training data do not fit {workdir}', advice)
     if first_step > config.total_steps:
       raise ValueError(
         f'{workdir} is already at step {first_step}, total_steps is {config.total_steps}: give more, or another '

@@ -8,10 +8,12 @@ per kill, at the end how many were corrupted, and ends with exit code 1 if any w
 """
 
 import argparse
+import atexit
 import dataclasses
 import itertools
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -91,6 +93,7 @@ def start(workdir: Path, life: int) -> Life:
   with open(text, 'w') as output:
     born = time.time()
     process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+  atexit.register(process.kill)
   return Life(process, workdir, text, born)
 
 
@@ -108,6 +111,7 @@ def main() -> None:
   parser.add_argument('--kills', type=int, default=20, help='how many (default %(default)s)')
   parser.add_argument('--seed', type=int, default=0, help='of the moments (default %(default)s)')
   arguments = parser.parse_args()
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # not without its child
   if arguments.out.exists():
     parser.error(f'{arguments.out} is there already: the runs must start from nothing')
   out = arguments.out.resolve()

@@ -96,9 +96,16 @@ def measured_seconds(compiled: dict[str, jax.stages.Compiled], arguments: argpar
   return {name: statistics.median(turns.seconds(name)) for name in programs}
 
 
+def parse_shape(text: str) -> tuple[int, ...]:
+  sides = text.split(',')
+  if len(sides) != 4 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+    raise argparse.ArgumentTypeError(f'{text!r} is no shape: images,height,width,channels, such as 6,128,128,128')
+  return tuple(map(int, sides))
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  sides = dict(type=lambda text: tuple(map(int, text.split(','))), default=(8, 32, 32, 32))
+  sides = dict(type=parse_shape, default=(8, 32, 32, 32))
   parser.add_argument('--shape', **sides, help='images,height,width,channels')
   parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
   parser.add_argument('--topology', help='v5e:2x2 for example: compile for a TPU that is not here')

@@ -16,7 +16,7 @@ from triplet_det import configs, evaluate
 from triplet_det.data import from_data
 from triplet_det.detection.settings import settings_for
 from triplet_det.report import run_folder
-from triplet_det.run import checkpoints, config_history
+from triplet_det.run import checkpoints, config_flag, config_history
 from triplet_det.run.config_history import flat
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,6 +187,8 @@ def load_config(page: str, *overrides: str) -> ConfigDict:
     config.value.keys()  # of a file that could not be opened, the first use raises
     return config.value
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    if overrides:
+      config_flag.check_keys(load_config(page), overrides)
     reason = str(error.args[0] if error.args else error).strip().splitlines()
     where = ' '.join([page, *overrides])
     long = 'whilst parsing' in reason[0] or isinstance(error, OSError)  # ml_collections tells all that it tried

@@ -193,6 +193,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse
 def main(argv: Sequence[str] | None = None) -> None:
   parser, arguments, overrides = parse(argv)
   try:
+    if arguments.out:
+      output_paths.make_folder('--out', arguments.out)
     if arguments.table != 'speed':
       table = TABLES[arguments.table](request_of(arguments, overrides))
     elif overrides:
@@ -202,7 +204,6 @@ def main(argv: Sequence[str] | None = None) -> None:
   except (ValueError, FileNotFoundError) as error:
     parser.error(str(error))
   if arguments.out:
-    arguments.out.mkdir(parents=True, exist_ok=True)
     for write, ending in FORMATS.values():
       output_paths.write_whole(arguments.out / f'{table.name}.{ending}', write(table) + '\n')
   print(FORMATS[arguments.format][0](table))

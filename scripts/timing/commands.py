@@ -312,6 +312,17 @@ def parse(description: str, argv: Sequence[str] | None) -> tuple[argparse.Argume
   return parser, parser.parse_args(argv)
 
 
+def _earlier(path: Path) -> dict:
+  """A measurement that --json has written; ValueError names the file if it is none."""
+  try:
+    found = json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise ValueError(f'--compare={path} is no JSON ({error}): give a file that --json has written') from error
+  if not isinstance(found, dict) or not {'table', 'recipe', 'rows'} <= found.keys():
+    raise ValueError(f'--compare={path} is no measurement: give a file that --json has written')
+  return found
+
+
 def main(description: str, argv: Sequence[str] | None = None) -> int:
   parser, options = parse(description, argv)
   if not flags.FLAGS.is_parsed():
@@ -334,7 +345,7 @@ def main(description: str, argv: Sequence[str] | None = None) -> int:
     return quiet_pairs.take_turns({**programs, GEMM: quiet_pairs.gemm()}, **how, **more)
 
   try:
-    before = json.loads(options.compare.read_text(encoding='utf-8')) if options.compare else None
+    before = _earlier(options.compare) if options.compare else None
     measure = COMMANDS[options.command]
     table = table_of(options.command, measure.__doc__, measure(options, take_turns), settings)
     print(as_text(table))

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -101,7 +101,9 @@ class Checkpoints:
       self._best.reload()
       return float('-inf')
 
-  def restore_newest(self, like: Any, *, model: Mapping[str, Any]) -> tuple[Any, RunRecord] | None:
+  def restore_newest(
+    self, like: Any, *, model: Mapping[str, Any], check: Callable[[RunRecord], None] = lambda record: None
+  ) -> tuple[Any, RunRecord] | None:
     """The newest state that is whole, or None if the folder has none.
 
     A state that cannot be read (the disk was full, a file is gone) gives way to the one before: it is moved to
@@ -111,9 +113,10 @@ class Checkpoints:
     Args:
       like: a tree of ShapeDtypeStructs with shardings.
       model: the model config of this run.
+      check: raises ValueError if a checkpoint of that record is none of this run.
 
     Raises:
-      ValueError: the checkpoint is of another network (names every key that differs) or another optimizer.
+      ValueError: of `check`; the checkpoint is of another network (names every key that differs) or another optimizer.
       Unreadable: there are states and none can be read; they stay where they are.
     """
     for step in self._states.all_steps():
@@ -126,7 +129,7 @@ class Checkpoints:
     for step in sorted(self._states.all_steps(), reverse=True):
       directory = self._states.directory / str(step)
       try:
-        state, record = self._restore(step, like, model)
+        state, record = self._restore(step, like, model, check)
       except _Misfit:
         raise
       except Exception as error:  # whatever orbax, tensorstore and JSON raise for broken files
@@ -145,9 +148,15 @@ class Checkpoints:
       )
     return None
 
-  def _restore(self, step: int, like: Any, model: Mapping[str, Any]) -> tuple[Any, RunRecord]:
+  def _restore(
+    self, step: int, like: Any, model: Mapping[str, Any], check: Callable[[RunRecord], None]
+  ) -> tuple[Any, RunRecord]:
     directory = self._states.directory / str(step)
     record = run_record.read(directory)
+    try:
+      check(record)
+    except ValueError as error:
+      raise _Misfit(str(error)) from error
     check_same_model(directory, record.model, model)
     _check_state(directory, like, record.digest)
     restored = self._states.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
@@ -170,7 +179,7 @@ class Checkpoints:
 
 
 class _Misfit(ValueError):
-  """A whole checkpoint of another network."""
+  """A whole checkpoint of another network, or of other data."""
 
 
 def sweep(workdir: epath.PathLike) -> int | None:

@@ -73,7 +73,7 @@ def _explain(error: Exception, argv: list[str], path: str) -> str:
   config = config_flags.DEFINE_config_file('config', flag_values=own, sys_argv=[])
   own(['', f'--config={path}'])
   try:
-    _check_keys(config.value, argv)
+    check_keys(config.value, argv)
   except ValueError as unknown:
     return str(unknown)
   # absl on a value that is missing or of another type.
@@ -84,7 +84,7 @@ def _explain(error: Exception, argv: list[str], path: str) -> str:
   return message
 
 
-def _check_keys(config: ConfigDict, argv: list[str]) -> None:
+def check_keys(config: ConfigDict, argv: list[str]) -> None:
   """Raises ValueError for an override of a key that the config does not have."""
   for argument in argv:
     if match := re.match(r'--?(?:no)?config\.([\w.]+)', argument):

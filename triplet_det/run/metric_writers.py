@@ -128,7 +128,7 @@ def read_metrics(path: epath.PathLike) -> list[dict]:
     FileNotFoundError: if there is no such file.
     ValueError: if another line is unreadable, with the file and the line's number.
   """
-  lines = epath.Path(path).read_text(encoding='utf-8').split('\n')
+  lines = epath.Path(path).read_bytes().split(b'\n')
   rows = [_parsed(line) for line in lines[:-1]]  # what follows the last newline is incomplete, or empty
   if None in rows:
     number = rows.index(None) + 1
@@ -154,7 +154,7 @@ def _repair(path: pathlib.Path, resume_step: int | None) -> None:
     output_paths.write_whole(path, ''.join(line + '\n' for line in kept))
 
 
-def _parsed(line: str) -> dict | None:
+def _parsed(line: str | bytes) -> dict | None:
   """The metrics of one line, or None if it is not a line of metrics."""
   try:
     row = json.loads(line)
