@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.paper.table_runs import load_config
 from triplet_det.data import pipeline
+from triplet_det.evaluators import coco_ap
 
 SIZES = {'small': 32**2, 'medium': 96**2, 'large': float('inf')}  # areas in pixels, as COCO's
 
@@ -55,7 +56,12 @@ def main() -> None:
     results = sorted(run.glob('eval/*/results.json'), key=lambda path: path.stat().st_mtime)
     if not results:
       parser.error(f'no eval/*/results.json in {run}: give run folders that were evaluated')
-    counts = count(ground_truth, json.loads(results[-1].read_text(encoding='utf-8')), arguments.threshold)
+    try:
+      rows = json.loads(results[-1].read_text(encoding='utf-8'))
+      coco_ap.check(ground_truth, rows)
+    except ValueError as error:
+      parser.error(f'{results[-1]}: {error}')
+    counts = count(ground_truth, rows, arguments.threshold)
     print(f'{run.name:<24}' + ''.join(f'{false:>14} of {boxes:<4}' for false, boxes in counts.values()))
 
 

@@ -408,7 +408,10 @@ WRONG = {
     '/triplets/best/9 is not the network of configs/ablation.py:row=1,small=1: center_branch is True there, False here',
   ),
   'stray_word': (['table1', *RUNS, 'word'], 'not understood: word; overrides of the config are --config.name=value'),
-  'unknown_key': (['table1', *RUNS, '--config.totl_steps=3'], "unknown key 'totl_steps' in config; did you mean 'total_steps'?"),
+  'unknown_key': (
+    ['table1', *RUNS, '--config.totl_steps=3'],
+    "unknown key 'totl_steps' in config; did you mean 'total_steps'?",
+  ),
   'wrong_value': (['table1', *RUNS, '--config.total_steps=a'], '--config.total_steps=a: invalid literal for int()'),
   'our_own_override': (['table1', *RUNS, '--config.seed=3'], '--config.seed=3: the seeds are given by --seeds'),
   'two_configs': (

@@ -218,7 +218,10 @@ def _decode(encoded: bytes, file_name: str) -> np.ndarray:
       if image is not None and kind == 'TIFF' and image.ndim == 3:
         image = np.ascontiguousarray(image[..., ::-1])
     except cv2.error as e:
-      raise ValueError(f'{file_name}: OpenCV cannot decode its {len(encoded)} bytes: {e}') from None
+      header = read_header(io.BytesIO(encoded))
+      sides = f', which claim {header.size[0]} x {header.size[1]} pixels (height x width)' if header else ''
+      reason = f'{e.err or e}; replace the file, or take it out'
+      raise ValueError(f'{file_name}: OpenCV cannot decode its {len(encoded)} bytes{sides}: {reason}') from None
     if image is None and (kind in ('TIFF', 'JPEG2000') or not _opencv_has(kind)):  # these have rare kinds of pixels
       image = _by_pillow(encoded, kind, file_name)
   if image is None:

@@ -240,11 +240,14 @@ def load_images(source: Source, indices: Iterable[int]) -> Iterator[tuple[int, R
     index, record, image [H, W, 3] uint8 RGB.
 
   Raises:
-    ValueError: an image cannot be decoded.
+    BrokenInput: an image cannot be read or decoded.
   """
 
   def load(index: int) -> tuple[int, Record, np.ndarray]:
     record = source[index]
     return index, record, record.decode()
 
-  return read_ahead(load, indices)
+  try:
+    yield from read_ahead(load, indices)
+  except (ValueError, OSError) as error:
+    raise BrokenInput(str(error)) from error

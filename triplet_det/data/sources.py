@@ -40,10 +40,11 @@ class Record:
   crowd: np.ndarray  # [n] bool, True for a box around a group of objects
   size: tuple[int, int] | None = None  # (height, width) that the annotations claim, pixels, if the source knows it
   upright: bool = False  # whether the boxes belong to the image as its EXIF orientation turns it
+  place: str = ''  # the path of a file of its own, for messages
 
   def decode(self) -> np.ndarray:
     """The image [H, W, 3] uint8 RGB that the boxes belong to; ValueError as `image_files.decode_image`."""
-    return image_files.decode_image(self.encoded, self.file_name, size=self.size, upright=self.upright)
+    return image_files.decode_image(self.encoded, self.place or self.file_name, size=self.size, upright=self.upright)
 
 
 class Source(abc.ABC):
@@ -149,6 +150,7 @@ class JsonSource(Source):
       crowd=known.crowd[rows],
       size=tuple(known.image_sizes[index].tolist()),
       upright=self.orientation == 'upright',
+      place=str(path),
     )
 
   def header(self, index: int) -> image_files.Header | None:

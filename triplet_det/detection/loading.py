@@ -177,6 +177,8 @@ def read_weights(checkpoint: epath.PathLike) -> tuple[dict, Any]:
 
 def _on_this_machine(checkpoint: epath.PathLike) -> epath.PathLike:
   """What is behind a link, an archive unpacked; all else as it is. ValueError for a PyTorch file."""
+  if not str(checkpoint):
+    raise ValueError('the checkpoint is an empty text: give a run folder, a file of triplet_det.export, or demo')
   is_link = download.is_link(checkpoint)
   name = str(checkpoint).partition('#')[0] if is_link else str(checkpoint)
   if name.endswith(('.pkl', '.pth', '.pt')):

@@ -55,6 +55,8 @@ class Settings:
       value, possible = getattr(self, field.name), _POSSIBLE.get(field.type)
       if possible and not isinstance(value, possible):
         raise ValueError(f'{field.name} must be {field.type.__name__}, got {value!r}')
+      if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f'{field.name} must be a number, got {value!r}')
     are_numbers = isinstance(self.scales, tuple) and all(isinstance(scale, float | int) for scale in self.scales)
     if not (are_numbers and self.scales and all(0 < scale < math.inf for scale in self.scales)):
       raise ValueError(f'scales must be one or more positive numbers, such as (1.0, 1.5), got {self.scales!r}')

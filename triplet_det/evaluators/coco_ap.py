@@ -115,7 +115,7 @@ def accumulate(
     ValueError: if the ground truth has no image, no category or no object that counts, or an annotation or a
       detection names an unknown image or category or carries a box or score that is not a finite number.
   """
-  _check(ground_truth, detections)
+  check(ground_truth, detections)
   objects = _indexed(ground_truth, ground_truth['annotations'], ('area', 'iscrowd'))
   found = _indexed(ground_truth, detections, ('score',))
   run = COCOeval_faster(objects, found, 'bbox')
@@ -138,7 +138,8 @@ def _mean(values: np.ndarray) -> float:
   return float(values.mean()) if values.size else math.nan
 
 
-def _check(ground_truth: Mapping, detections: Sequence[Mapping]) -> None:
+def check(ground_truth: Mapping, detections: Sequence[Mapping]) -> None:
+  """Raises ValueError that names the first thing in COCO's rows, of whatever program, that cannot be measured."""
   missing = [key for key in ('images', 'annotations', 'categories') if key not in ground_truth]
   if missing:
     raise ValueError(f'ground truth is not a COCO JSON: no {missing}, it has {sorted(ground_truth)}')
@@ -157,7 +158,7 @@ def _check(ground_truth: Mapping, detections: Sequence[Mapping]) -> None:
     logging.warning('%d of %d annotations have no area: using w * h of the box', without_area, len(annotations))
   _check_rows('detection', detections, ground_truth)
   for row in detections:
-    if not math.isfinite(row['score']):
+    if not _is_number(row['score']):
       raise ValueError(f'detection with score {row["score"]}: {dict(row)}')
 
 
@@ -168,6 +169,8 @@ def _check_rows(what: str, rows: Sequence[Mapping], ground_truth: Mapping) -> No
   }
   required = {'image_id', 'category_id', 'bbox'} | ({'score'} if what == 'detection' else set())
   for row in rows:
+    if not isinstance(row, Mapping):
+      raise ValueError(f'{what} that is no object with {", ".join(sorted(required))}: {row!r:.100}')
     if not required <= row.keys():
       raise ValueError(f'{what} without {sorted(required - row.keys())}: {dict(row)}')
   for key, ids in known.items():
@@ -179,8 +182,13 @@ def _check_rows(what: str, rows: Sequence[Mapping], ground_truth: Mapping) -> No
       )
   for row in rows:
     box = row['bbox']
-    if len(box) != 4 or not all(map(math.isfinite, box)) or box[2] < 0 or box[3] < 0:
+    numbers = isinstance(box, Sequence | np.ndarray) and len(box) == 4 and all(map(_is_number, box))
+    if not numbers or box[2] < 0 or box[3] < 0:
       raise ValueError(f'{what} with a box that is not finite [x, y, w, h] with w, h >= 0: {dict(row)}')
+
+
+def _is_number(value: object) -> bool:
+  return isinstance(value, int | float | np.number) and math.isfinite(value)
 
 
 def _indexed(ground_truth: Mapping, rows: Sequence[Mapping], own: Sequence[str]) -> COCO:

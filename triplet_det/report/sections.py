@@ -104,12 +104,16 @@ def false_discovery(curves: Curves) -> Chart:
 def changes(history: Sequence[Mapping], last: int | None) -> dict:
   """Columns, one for all steps that were trained with the same values, and name -> value in each, of those that differ.
 
-  Empty if nothing changed.
+  Empty if nothing changed. `last` is the newest step, None if there is none; starts without a step have no column.
   """
   names = sorted({name for line in history for name in line['changed']})
   if not names:
     return {}
-  ends = [line['step'] for line in history[1:]] + [last]
+  pairs = zip(history, [line['step'] for line in history[1:]] + [last])
+  trained = [(line, end) for line, end in pairs if end is None or end > line['step']]
+  if len(trained) < 2:
+    return {}
+  history, ends = zip(*trained)
   spans = [f'steps {line["step"] + 1:,} to {"…" if end is None else f"{end:,}"}' for line, end in zip(history, ends)]
   commits = [str(line.get('commit') or '') for line in history]
   rows = {name: [str(line['values'].get(name, '')) for line in history] for name in names}

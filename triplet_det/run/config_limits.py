@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import math
 import operator
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -58,7 +59,7 @@ def check(config: Mapping[str, Any]) -> None:
   wrong = []
   for name, (possible, holds) in LIMITS.items():
     value = functools.reduce(operator.getitem, name.split('.'), config)
-    if not holds(value):  # NaN neither
+    if not holds(value) or value in (math.inf, -math.inf):  # NaN neither
       wrong.append(f'config.{name} is {value}: give {possible}')
   if wrong:
     raise ValueError('; '.join(wrong))
