@@ -123,6 +123,9 @@ def main(argv: list[str]) -> None:
   chosen = {'': (dry_run.STEP, dry_run.DETECTION), 'step': (dry_run.STEP,), 'detection': (dry_run.DETECTION,)}
   try:
     config_limits.check(config.to_dict())
+    for flag in (_JSON, _MARKDOWN, _HLO):
+      if flag.value:
+        output_paths.make_place(f'--{flag.name}', flag.value)
     size = canvas_size(_CANVAS.value)
     mesh = sharding.make_mesh(devices_of(_TOPOLOGY.value), state_shards=config.state_shards)
     found = dry_run.make_plan(

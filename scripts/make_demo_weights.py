@@ -23,7 +23,7 @@ from triplet_det.data import pipeline
 from triplet_det.detection import demo, trained_network
 from triplet_det.detection.settings import settings_for
 from triplet_det.models import detector
-from triplet_det.run import checkpoints
+from triplet_det.run import checkpoints, output_paths
 from triplet_det.run.progress import show_messages
 
 MOST_LOST, MOST_BYTES = 0.002, 2_000_000
@@ -105,6 +105,7 @@ def main() -> None:
   arguments = parser.parse_args()
   show_messages()
   try:
+    output_paths.make_folder('--out', arguments.out)
     made = pack(arguments.run, arguments.out)
   except (FileNotFoundError, ValueError) as error:
     parser.error(str(error))

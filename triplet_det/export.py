@@ -215,7 +215,7 @@ def _check(checkpoint, out: Path, sizes, platforms: Sequence[str], batch_size: i
     raise ValueError(f'unknown platform {", ".join(unknown) or "(none given)"}; possible: {", ".join(PLATFORMS)}')
   if not sizes or batch_size < 1:
     raise ValueError(f'exporting needs at least one size and one image per batch, got {len(sizes)} and {batch_size}')
-  output_paths.make_folder('the folder of --out', out.parent)
+  output_paths.make_place('--out', out)
   output_paths.check_apart([out, output_paths.unfinished(out)], checkpoints.folders_of(checkpoint))
 
 

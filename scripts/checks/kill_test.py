@@ -111,6 +111,8 @@ def main() -> None:
   parser.add_argument('--kills', type=int, default=20, help='how many (default %(default)s)')
   parser.add_argument('--seed', type=int, default=0, help='of the moments (default %(default)s)')
   arguments = parser.parse_args()
+  if arguments.kills < 1:
+    parser.error(f'--kills is {arguments.kills}: give at least 1')
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # not without its child
   if arguments.out.exists():
     parser.error(f'{arguments.out} is there already: the runs must start from nothing')

@@ -346,6 +346,8 @@ def main(description: str, argv: Sequence[str] | None = None) -> int:
 
   try:
     before = _earlier(options.compare) if options.compare else None
+    if options.json:
+      output_paths.make_place('--json', options.json)
     measure = COMMANDS[options.command]
     table = table_of(options.command, measure.__doc__, measure(options, take_turns), settings)
     print(as_text(table))

@@ -20,7 +20,10 @@ def main() -> None:
   if not loading.is_exported(checkpoint):  # `load` would import the network's code later
     from triplet_det.detection import trained_network  # noqa: F401
   ends = {'imports': time.time()}
-  loaded = triplet_det.load(checkpoint, batch_size=1)
+  try:
+    loaded = triplet_det.load(checkpoint, batch_size=1)
+  except (FileNotFoundError, ValueError) as error:
+    sys.exit(f'error: {error}')
   ends['weights'] = time.time()
   if not loading.is_exported(checkpoint):  # whose program is compiled when an image needs it
     loaded.tester.compile_ahead([(side, side)])

@@ -48,6 +48,17 @@ def test_a_zip_without_a_run_folder_is_an_exported_file(server, tmp_path):
     loading.load(f'{server.url}/a.zip')
 
 
+def test_what_load_cannot_take(run):
+  with pytest.raises(ValueError, match='the checkpoint is an empty text: give a run folder'):
+    loading.load('')
+  with pytest.raises(ValueError, match=r'settings are those of .*\.Settings, got dict: give single ones by'):
+    loading.load(run, settings={'mirror': False})
+  with pytest.raises(ValueError, match=r'batch_size must be at least 1, a whole number, got 1\.5'):
+    loading.load(run, batch_size=1.5)
+  with pytest.raises(ValueError, match=r'embedding_threshold must be a number, got nan'):
+    loading.load(run, embedding_threshold=float('nan'))
+
+
 def test_a_pytorch_file_is_not_even_fetched(server):
   with pytest.raises(ValueError, match=r'a\.pth#sha256=12345678 is a PyTorch file: make a run folder of it first'):
     loading.load(f'{server.url}/a.pth#sha256=12345678')

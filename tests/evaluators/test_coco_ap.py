@@ -145,6 +145,10 @@ def test_crowds_are_neither_found_nor_missed():
     (one_object((0, 0, 5, 5)), [found(0, 0, 5, 5, category_id=0)], r'category_id .* \[0\]; it lists 2.*\[5, 9\]'),
     (one_object((0, 0, 5, 5)), [found(0, 0, 5, 5, score=math.nan)], 'score nan'),
     (one_object((0, 0, 5, 5)), [{'image_id': 1, 'category_id': 5, 'score': 1.0}], r"detection without \['bbox'\]"),
+    (one_object((0, 0, 5, 5)), [found(0, 0, 5, 5, score='0.9')], r"score 0\.9: .*'score': '0\.9'"),
+    (one_object((0, 0, 5, 5)), [found(0, 0, 5, None)], r'detection with a box .* \[0, 0, 5, None\]'),
+    (one_object((0, 0, 5, 5)), [dict(found(0, 0, 5, 5), bbox=None)], r"detection with a box .* 'bbox': None"),
+    (one_object((0, 0, 5, 5)), {'annotations': []}, r"detection that is no object with .*: 'annotations'"),
   ],
 )
 def test_errors_say_what_was_given(truth, rows, message):

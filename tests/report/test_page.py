@@ -17,6 +17,7 @@ import pytest
 from tests import tiny_report
 from tests.html_tree import Element, Tree
 from triplet_det import report
+from triplet_det.report import sections
 
 SECTIONS = {
   *('learning-curves', 'metrics', 'precision-recall', 'false-discovery', 'error-analysis'),
@@ -416,6 +417,17 @@ def test_a_test_set_does_not_hide_the_metrics(run, tmp_path):
   rows = section(page, 'evaluations').one('tbody').all('tr')
   assert [row.one('th').text.strip() for row in rows] == ['test_step_000500', 'step_000400', 'step_000200']
   assert 'shown here' in rows[1].all_text
+
+
+def test_a_start_that_trained_nothing_has_no_column():
+  history = [dict(step=step, changed=changed, values=dict(a=step)) for step, changed in ((0, []), (10, ['a']))]
+  assert sections.changes(history, 10) == {}
+  assert sections.changes(history, 12)['columns'] == ['steps 1 to 10', 'steps 11 to 12']
+  twice = [*history, dict(step=10, changed=['a'], values=dict(a=3))]
+  assert sections.changes(twice, 12) == {
+    'columns': ['steps 1 to 10', 'steps 11 to 12'],
+    'rows': {'a': ['0', '3'], 'commit': ['', '']},
+  }
 
 
 @pytest.mark.parametrize(

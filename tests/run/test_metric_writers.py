@@ -171,6 +171,9 @@ def test_unreadable_line_in_the_middle(tmp_path):
     read_metrics(path)
   MetricWriter(tmp_path).close()
   assert [row['step'] for row in read_metrics(path)] == [1, 3]
+  path.write_bytes(b'{"step": 1}\n{"step": 2, "a": \xff}\n')
+  with pytest.raises(ValueError, match=r'metrics\.jsonl: line 2 of 2'):
+    read_metrics(path)
 
 
 def test_a_killed_process_loses_no_line(tmp_path):

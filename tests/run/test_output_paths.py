@@ -59,6 +59,16 @@ def test_what_is_apart_is_accepted(files):
   output_paths.check_apart(outputs, [files / 'in', files / 'in' / 'a.txt', 'gs://bucket/a.txt', '', 'x\0y'])
 
 
+def test_the_place_of_a_file_is_tried_before_the_work(tmp_path):
+  output_paths.make_place('--json', tmp_path / 'new' / 'a.json')
+  assert (tmp_path / 'new').is_dir()
+  with pytest.raises(ValueError, match=rf'--json={tmp_path}/new is a folder: give the name of a file'):
+    output_paths.make_place('--json', tmp_path / 'new')
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(ValueError, match=r'the folder of --json=.*/file cannot be a folder for results'):
+    output_paths.make_place('--json', tmp_path / 'file' / 'a.json')
+
+
 def test_an_export_spares_its_checkpoint(tmp_path):
   inside = tmp_path / 'run' / 'best' / '4' / 'state.zip'
   inside.parent.mkdir(parents=True)

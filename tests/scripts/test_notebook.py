@@ -240,6 +240,17 @@ def test_own_images_and_an_exported_file(own_images):
   assert [len(shown(notebook, cell)) for cell in ('compare', 'heatmaps', 'pairs')] == [2, 0, 0]
 
 
+def test_a_json_that_is_read_is_not_written_over(own_images):
+  folder, truth, _ = own_images
+  given = folder / 'mine' / 'annotations.json'
+  given.parent.mkdir()
+  given.write_text(json.dumps(truth))
+  paths = dict(IMAGES=str(folder / 'images'), ANNOTATIONS=str(given), CHECKPOINT=str(folder / 'tiny.zip'))
+  with pytest.raises(nbclient.exceptions.CellExecutionError, match=r'mine/annotations\.json'):
+    execute(folder, NUM_IMAGES=1, OUT=str(given.parent), **paths)
+  assert json.loads(given.read_text()) == truth
+
+
 def test_what_it_says_of_the_shipped_detector():
   metrics = json.loads((Path(demo.__file__).parent / demo.PROVENANCE).read_text())['record']['metrics']
   text = cell_of(read(), 'chosen-note').source.replace('\n', ' ')

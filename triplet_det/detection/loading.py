@@ -137,6 +137,11 @@ def load(
     about = dict(checkpoint=str(given), step=tester.sidecar.checkpoint['step'], weights=tester.weights_digest)
     return LoadedDetector(tester, tester.categories, about, max_pixels)
 
+  if settings is not None and not isinstance(settings, Settings):
+    raise ValueError(
+      f'settings are those of triplet_det.detection.settings.Settings, got {type(settings).__name__}: give single ones '
+      'by their names, load(..., mirror=False)'
+    )
   from triplet_det.detection import trained_network
   from triplet_det.models import detector
 

@@ -33,6 +33,17 @@ def make_folder(flag: str, path: epath.PathLike) -> None:
     )
 
 
+def make_place(flag: str, path: epath.PathLike) -> None:
+  """Makes the folder of a file that will be written, before the work whose result it takes.
+
+  Raises:
+    ValueError: it cannot be made or written, or a folder has the file's name.
+  """
+  if epath.Path(path).is_dir():
+    raise ValueError(f'{flag}={path} is a folder: give the name of a file')
+  make_folder(f'the folder of {flag}', epath.Path(path).parent)
+
+
 def write_whole(path: epath.PathLike, content: str | bytes) -> None:
   """Writes a file whole or not at all: what is killed meanwhile leaves the one that was there."""
   beside = unfinished(epath.Path(path))
