@@ -19,6 +19,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import triplet_det
 from triplet_det.data import pipeline
 from triplet_det.pictures import drawing

@@ -59,7 +59,7 @@ def main() -> None:
     output_paths.check_apart([written], [arguments.annotations])
   except (FileNotFoundError, ValueError) as error:
     parser.error(str(error))
-  written.write_text(json.dumps(chosen))
+  output_paths.write_whole(written, json.dumps(chosen))
   command = [sys.executable, '-m', 'triplet_det.main', f'--config={PAGE}', f'--workdir={written.parent}']
   for split in ('train', 'eval'):
     command.append(f'--config.data.{split}.images={Path(arguments.images).resolve()}')

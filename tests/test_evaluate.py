@@ -146,15 +146,19 @@ def strict(text):
   return json.loads(text, parse_constant=refuse)
 
 
+def read_metrics(folder):
+  metrics = strict((folder / 'metrics.json').read_text())['metrics']
+  return {name: float(value) for name, value in metrics.items()}  # JSON has no NaN: it is the string "NaN"
+
+
 def test_metrics_json(evaluated):
   _, metrics, folder = evaluated
   written = strict((folder / 'metrics.json').read_text())
   assert written['metrics']['AP'] == 1.0 and written['metrics']['AP_L'] == 'NaN'
-  again = evaluate.read_metrics(folder)
+  again = read_metrics(folder)
   assert all(isinstance(value, float) for value in again.values())
   assert {k: v for k, v in again.items() if v == v} == {k: v for k, v in metrics.items() if v == v}
   assert [k for k, v in again.items() if v != v] == [k for k, v in metrics.items() if v != v] != []
-  assert evaluate.read_metrics(folder.parent / 'nowhere') == {}
   assert evaluate.evaluation_folder(folder.parent.parent, 7) == folder
 
 
@@ -170,7 +174,7 @@ def test_an_evaluation_that_is_killed_leaves_nothing_that_looks_whole(source, ev
   with pytest.raises(ZeroDivisionError):
     run_evaluation(nothing, source, source.categories, killed)
   assert json.loads((killed / 'results.json').read_text()) == []
-  assert evaluate.read_metrics(killed) == {}  # and not those of the perfect detector
+  assert not (killed / 'metrics.json').exists()  # and not those of the perfect detector
   # Files of two evaluations, brought together by hand.
   shutil.copy(folder / 'metrics.json', killed)
   with pytest.raises(
@@ -278,14 +282,14 @@ def test_ap_is_pycocotools_on_the_written_results(coco, imperfect):
   run = by_hand(coco.annotations(), folder / 'results.json')
   names = ['AP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L', 'AR1', 'AR10', 'AR100', 'AR_S', 'AR_M', 'AR_L']
   assert list(metrics)[:12] == names and 0.1 < metrics['AP'] < 0.9
-  written = [evaluate.read_metrics(folder)[name] for name in names]
+  written = [read_metrics(folder)[name] for name in names]
   np.testing.assert_allclose(np.nan_to_num(written, nan=-1.0), run.stats, rtol=0, atol=1e-9)
 
 
 def test_fd_is_pycocotools_on_the_written_results(coco, imperfect):
   """FD = 1 - AP over the IoU thresholds 0.05 : 0.05 : 0.5 (Sec. 3.1)."""
   _, folder = imperfect
-  written = evaluate.read_metrics(folder)
+  written = read_metrics(folder)
   curve = json.loads((folder / 'curves.json').read_text())['false_discovery']
   thresholds = [0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45, 0.50]
   precision = by_hand(coco.annotations(), folder / 'results.json', thresholds).eval['precision'][..., -1]

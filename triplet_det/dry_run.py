@@ -35,6 +35,7 @@ class Plan:
   device_kind: str
   devices: int
   chip: roofline.Chip | None  # None: not in `roofline.CHIPS`
+  multiplies_in: str  # what the chip makes of the network's dtype, unless model.precision is highest
   simulated: bool  # a GPU's programs compiled without the GPU: its kernels are not chosen
   num_classes: int
   total_steps: int | None  # None: the data tell, and are not here
@@ -74,7 +75,9 @@ def make_plan(
     ValueError: config and devices do not fit together.
   """
   device = mesh.devices.flat[0]
-  chip = roofline.chip_of(device)
+  chip, multiplies_in = roofline.chip_of(device), 'bfloat16'
+  if chip and config.model.dtype == 'float32' and chip.tf32:
+    chip, multiplies_in = dataclasses.replace(chip, flops=chip.tf32), 'TF32'
   known = images or config.total_steps != from_data.FROM_DATA
   config = config.copy_and_resolve_references()
   length = config.total_steps, config.eval_every, images, config.batch_size
@@ -96,6 +99,7 @@ def make_plan(
     device_kind=device.device_kind,
     devices=mesh.devices.size,
     chip=chip,
+    multiplies_in=multiplies_in,
     simulated=device.platform == 'gpu' and device not in jax.devices(),
     num_classes=num_classes,
     total_steps=config.total_steps if known else None,
@@ -222,7 +226,7 @@ def as_markdown(plan: Plan) -> str:
 def _title(plan: Plan) -> str:
   title = f'{plan.devices} x {plan.device_kind}, {plan.num_classes} classes'
   if plan.chip:
-    title += f' ({plan.chip.flops / 1e12:g} TFLOP/s in bfloat16, {plan.chip.bandwidth / 1e9:g} GB/s)'
+    title += f' ({plan.chip.flops / 1e12:g} TFLOP/s in {plan.multiplies_in}, {plan.chip.bandwidth / 1e9:g} GB/s)'
   return title
 
 

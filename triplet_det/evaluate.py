@@ -14,7 +14,7 @@ from etils import epath
 import triplet_det
 from triplet_det.categories import CategoryTable
 from triplet_det.data import pipeline
-from triplet_det.detection import canvas, coco_results, inference
+from triplet_det.detection import batches, coco_results, inference
 from triplet_det.detection.settings import Settings
 from triplet_det.devices import sharding
 from triplet_det.evaluators import best_and_worst, coco_ap, false_discovery
@@ -34,7 +34,7 @@ def detect(detector: inference.Detector, source: pipeline.Source) -> dict[int, D
 def _detections(detector: inference.Detector, source: pipeline.Source) -> Iterator[tuple[int, Detections]]:
   """`detect` one after the other: the device works on a batch while what the one before gave is taken."""
   sizes = source.image_sizes
-  order = sorted(range(len(source)), key=lambda i: canvas.canvas_size(*sizes[i], detector.settings.canvas_multiple))
+  order = sorted(range(len(source)), key=lambda i: batches.canvases_of(*sizes[i], detector.settings))
   order = order[jax.process_index() :: jax.process_count()]
   images = ((record.image_id, image) for _, record, image in pipeline.load_images(source, order))
   found = set()
@@ -178,13 +178,6 @@ def evaluation_folder(workdir: epath.PathLike, step: int, *, split: str = '', na
     raise ValueError(f'data.eval.split becomes part of the name of a folder: no / in it, not {split!r}')
   parts = [split, f'step_{step:06d}', name]
   return epath.Path(workdir) / 'eval' / '_'.join(part for part in parts if part)
-
-
-def read_metrics(directory: epath.PathLike) -> dict[str, float]:
-  """The metrics that `evaluate` wrote into `directory`; empty if it did not finish."""
-  path = epath.Path(directory) / 'metrics.json'
-  metrics = json.loads(path.read_text(encoding='utf-8'))['metrics'] if path.exists() else {}
-  return {name: float(value) for name, value in metrics.items()}  # JSON has no NaN: it is the string "NaN"
 
 
 def logged(workdir: epath.Path, annotations: str) -> dict[int, dict[str, float]]:

@@ -226,6 +226,8 @@ def run(config: ConfigDict, workdir: str) -> None:
   config_limits.check(config.to_dict())
   if workdir.startswith('file:'):
     raise ValueError(f'--workdir={workdir}: give the path alone, without file://')
+  if config.mode in ('error_analysis', 'show_data') and jax.process_count() > 1:
+    raise ValueError(f'config.mode={config.mode} is work for one host, here are {jax.process_count()}: start it on one')
   folder = epath.Path(workdir).expanduser()
   if config.mode in ('eval', 'error_analysis') and not config.dry_run and not folder.is_dir():
     raise FileNotFoundError(f'no run folder at --workdir={workdir}: give one that was trained')

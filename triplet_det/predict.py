@@ -43,7 +43,9 @@ def _parse() -> argparse.Namespace:
   cache = f'{command_line.CACHE_HELP} (default %(default)s)'
   parser.add_argument('--compilation_cache', default=command_line.CACHE, help=cache)
   arguments = command_line.parse(parser)
-  given = [name for name in ('threshold', 'coco', 'annotations', 'figures', 'no_drawings') if getattr(arguments, name)]
+  of_shards = 'threshold', 'coco', 'annotations', 'figures', 'no_drawings', 'batch_size', 'max_pixels'
+  given = [name for name in of_shards if getattr(arguments, name) != parser.get_default(name)]
+  given += command_line.changes_of(arguments)
   if arguments.merge and (arguments.paths or arguments.checkpoint):
     parser.error('--merge joins what is in --out: give neither paths nor --checkpoint with it')
   if arguments.merge and given:

@@ -29,7 +29,8 @@ class Batch:
 class KeypointMaps:
   """The output of one supervised stack; the center fields are None for CornerNet.
 
-  Offsets and embeddings that were computed at `Cells` alone are [B, N K, 2] and [B, N K, 1], see `losses.around`.
+  Offsets and embeddings that were computed at `Cells` alone are [B, N P, 2] and [B, N P, 1], P cells each, see
+  `losses.around`.
   """
 
   tl_heat: jax.Array  # [B, H, W, C] float32 logits, top-left corners

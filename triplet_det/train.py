@@ -214,7 +214,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> dict[str, float]:
     with stop_signal() as stop, endings.kept(save_the_rest, checkpoints.sweep, unless=(NonFiniteLoss, Preempted)):
       last_step = config.total_steps
       if is_evaluated(step):  # stopped between the checkpoint and the end of its evaluation, or already at the end
-        metrics = evaluate.logged(workdir, record.evaluated_on).get(step) or evaluate_now()
+        known = sharding.found_by_first_host(lambda: evaluate.logged(workdir, record.evaluated_on).get(step))
+        metrics = known or evaluate_now()
         last_step = step if step < last_step and is_over() else last_step
       if step < last_step:
         logging.info('compiling the training step ...')

@@ -17,7 +17,7 @@ from scripts.paper.table_runs import load_config
 from triplet_det import evaluate
 from triplet_det import main as program
 from triplet_det.detection import coco_results, trained_network
-from triplet_det.detection.settings import settings_for
+from triplet_det.detection.settings import Settings, settings_for
 from triplet_det.evaluators import coco_ap
 
 # field of Settings (or `decimals` of the results JSON) -> published value, of the authors' programs and of mmdetection
@@ -45,8 +45,11 @@ def main() -> None:
   except (FileNotFoundError, ValueError) as error:
     parser.error(str(error))
 
+  names = (QUIRKS | MMDETECTION).keys() - {'decimals'}
+  sound = {name: getattr(Settings(), name) for name in names}
+
   def ap(decimals: int | None = None, **quirks) -> dict[str, float]:
-    settings = dataclasses.replace(settings_for(trial.record.test), **quirks)
+    settings = dataclasses.replace(settings_for(trial.record.test), **sound | quirks)
     tester = trained_network.make_detector(trial.module, trial.variables, settings, **trial.placement)
     found = evaluate.detect(tester, trial.source)
     rows = coco_results.results_rows(found.items(), trial.record.categories, decimals=decimals)

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.tiny_coco import write_tiny_coco
 from triplet_det.data import doctor, doctor_report, pipeline, sources
 
 CATEGORIES = [dict(id=4, name='cat'), dict(id=2, name='dog'), dict(id=9, name='bird')]
@@ -86,6 +87,16 @@ def test_repairs_with_their_first_examples(tmp_path):
   assert (area.count, area.examples) == (8, ('annotations[0]', 'annotations[1]', 'annotations[2]'))
   assert repairs['boxes without iscrowd'].count == 8
   assert filled.counts[1].tolist() == [0, 2, 1]  # the crowd is an object now, of width x height
+
+
+def test_every_repair_is_told(tmp_path):
+  """What a reader repairs, also of photos that stand upright, is in the report of `check_data`."""
+  tiny = write_tiny_coco(tmp_path / 'coco')
+  where = tiny.images('val2017'), tiny.annotations('val2017'), 'validation'
+  for orientation in ('stored', 'upright'):
+    report = sources.JsonSource(*where, orientation=orientation).annotations.report
+    counts = {'images', 'images_without_boxes', 'boxes', 'most_boxes_in_an_image', 'crowd'}
+    assert report.keys() - counts == doctor._REPAIRS.keys()
 
 
 def test_nothing_wrong(tmp_path):

@@ -350,7 +350,7 @@ def test_tables_and_numbers_of_a_known_chip(planned):
   step = compiled_program.Program(
     **{**vars(step), **values, 'bound': roofline.bound(chip, **values), 'collectives': collectives(HLO)}
   )
-  known = dry_run.Plan('Toy', 8, chip, True, 3, 480_000, (step, detection))
+  known = dry_run.Plan('Toy', 8, chip, 'bfloat16', True, 3, 480_000, (step, detection))
   text, markdown = dry_run.as_text(known), dry_run.as_markdown(known)
   assert known.days == pytest.approx(2 * 480_000 / 86_400)  # memory: 2 s a step
   for said in (text, markdown):

@@ -1,8 +1,10 @@
 """Splitting the batch over devices; what needs several devices is in test_train_step.py."""
 
 import http.server
+import itertools
 import os
 import threading
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -105,6 +107,18 @@ def test_devices_that_cannot_share_a_state():
 def test_batches_that_cannot(batch_size, devices, group_size, message):
   with pytest.raises(ValueError, match=message):
     sharding.check_batch(batch_size, FakeMesh(devices), group_size)
+
+
+def test_rows_of_a_host_lie_on_its_devices(monkeypatch):
+  """However a platform numbers its devices; a v5e slice of 4 x 4 numbers them row by row, and a host has 2 x 2."""
+  where = itertools.product(range(4), range(4))
+  there = [SimpleNamespace(process_index=2 * (y // 2) + x // 2, id=4 * y + x) for y, x in where]
+  monkeypatch.setattr(jax, 'devices', lambda: there)
+  monkeypatch.setattr(sharding, 'Mesh', lambda devices, axes, axis_types: devices)
+  for shards in (1, 2):
+    mesh = sharding.make_mesh(state_shards=shards)
+    assert mesh.shape == (16 // shards, shards)
+    assert [one.process_index for one in mesh.ravel()] == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
 
 
 def test_a_host_s_rows_become_a_global_batch():

@@ -1,6 +1,6 @@
 """The data doctor: what a data set holds, what was repaired or left out, and what is wrong with it, before training.
 
-NumPy only. Everything but `read_every_image` looks at the annotations alone and takes no longer than reading them.
+`read_every_image` decodes all images, `read_headers` opens a few of them; all else looks at the annotations alone.
 """
 
 import collections
@@ -34,6 +34,7 @@ _REPAIRS = {
   'doubled_categories': 'categories without boxes left out, which have the name of another',
   'read_as_integers': 'numbers such as 640.0 or true where an integer belongs, read as one',
   'renumbered_ids': 'annotation ids renumbered, because one was missing, 0 or there twice',
+  'scaled_with_their_image': 'boxes scaled to the sides that their image has when it stands upright',
 }
 
 

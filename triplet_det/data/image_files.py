@@ -115,7 +115,7 @@ def foreign_suffixes() -> dict[str, str]:
 def check_regular(path: epath.PathLike) -> None:
   """Raises ValueError for what is there and is no file: a pipe, which epath takes for one, would be waited for."""
   if '://' not in str(path) and os.path.exists(path) and not os.path.isfile(path):
-    raise ValueError(f'{path}: is no regular file but a folder, a pipe or a device; give an image file')
+    raise ValueError(f'{path}: is no regular file but a folder, a pipe or a device; give a file')
 
 
 def check_pixels(size: tuple[int, int], file_name: str, max_pixels: int, what: str = '') -> None:

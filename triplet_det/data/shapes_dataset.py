@@ -118,6 +118,8 @@ def prepare(data_dir: epath.PathLike, **settings) -> epath.Path:
   if (most := max(config.train_images, config.validation_images)) > MAX_IMAGES:
     raise ValueError(f'shapes draws up to {MAX_IMAGES:,} images per split, {most:,} were asked for')
   if directory.exists():
+    if is_prepared(directory):  # by another process, between the two looks
+      return directory
     logging.warning('%s is not a complete data set (no dataset_info.json); it is made anew', directory)
     directory.rmtree()
   logging.info('making the embedded data set in %s', directory)

@@ -90,7 +90,7 @@ class Source(abc.ABC):
 
   @functools.cached_property
   def ground_truth(self) -> dict:
-    """The COCO dictionary for pycocotools, without the boxes that training leaves out."""
+    """The COCO dictionary for the evaluators, without the boxes that training leaves out."""
     known, size_of = self.annotations, dict(zip(self.annotations.file_names, self.image_sizes))
 
     def sizes(images: Sequence[Mapping]) -> list[tuple[int, int]]:

@@ -198,8 +198,10 @@ class Detector:
     prepare: what `variables`, as NumPy arrays, go through once, here and in `use`, to become those of `apply_fn`; or
       as `jax.eval_shape` gives them. If they are NumPy arrays now, it runs in a thread beside the compiler.
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
-      raise ValueError(f'batch_size must be at least 1, a whole number, got {batch_size!r}')
+    if not isinstance(batch_size, int):
+      raise ValueError(f'batch_size must be a whole number, got {batch_size!r}')
+    if batch_size < 1:
+      raise ValueError(f'batch_size must be at least 1, got {batch_size}')
     self.settings = settings
     self.batch_size = batch_size
     self.apply_fn = apply_fn

@@ -10,7 +10,7 @@ from triplet_det.run import config_limits
 
 CENTER_RULES = ('best', 'first')
 # Type of a setting -> what is taken for it; true is no number.
-_POSSIBLE = {bool: bool, int: int, float: float | int, str: str}
+_POSSIBLE = {bool: bool, int: int, float: float | int, float | None: float | int | None, str: str}
 SMALL_BOX = 150.0  # pixels (Sec. 3.1)
 CANVAS_COLOURS = ('black', 'imagenet')  # the second: `input_pixels.STATISTICS`
 
@@ -53,8 +53,8 @@ class Settings:
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value, possible = getattr(self, field.name), _POSSIBLE.get(field.type)
-      if possible and not isinstance(value, possible):
-        raise ValueError(f'{field.name} must be {field.type.__name__}, got {value!r}')
+      if possible and (not isinstance(value, possible) or (isinstance(value, bool) and field.type is not bool)):
+        raise ValueError(f'{field.name} must be {getattr(field.type, "__name__", field.type)}, got {value!r}')
       if isinstance(value, float) and math.isnan(value):
         raise ValueError(f'{field.name} must be a number, got {value!r}')
     are_numbers = isinstance(self.scales, tuple) and all(isinstance(scale, float | int) for scale in self.scales)

@@ -1,10 +1,11 @@
 """One mesh over all devices of all hosts: the batch is split over it, the state replicated or sharded over one axis."""
 
+import json
 import os
 import re
 import urllib.request
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from triplet_det.devices import compiler
 
 DATA, STATE = 'data', 'state'
+_Found = TypeVar('_Found')
 _HEARTBEAT = 30  # seconds of silence after which a host counts as dead
 
 # What starts one process per host and tells jax.distributed who they are: (variable, how many processes it says).
@@ -116,13 +118,15 @@ def make_mesh(devices: list[jax.Device] | None = None, *, state_shards: int = 1)
   Raises:
     ValueError: the devices cannot be divided so.
   """
-  devices = jax.devices() if devices is None else devices
+  # Those of a host one after the other: its rows of a batch are. JAX's own order of a TPU slice, and that which
+  # jax.make_mesh gives one for shorter ways, are of the slice's coordinates.
+  devices = sorted(jax.devices(), key=lambda one: (one.process_index, one.id)) if devices is None else devices
   if state_shards < 1 or len(devices) % state_shards:
     raise ValueError(
       f'state_shards is {state_shards}, there are {len(devices)} devices: give a divisor of {len(devices)}'
     )
   shape = len(devices) // state_shards, state_shards
-  return jax.make_mesh(shape, (DATA, STATE), devices=devices, axis_types=(AxisType.Auto, AxisType.Auto))
+  return Mesh(np.array(devices).reshape(shape), (DATA, STATE), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def over_data(mesh: Mesh) -> NamedSharding:
@@ -224,6 +228,16 @@ def from_all_hosts(text: str) -> list[str]:
   padded[: len(mine)] = mine
   rows = multihost_utils.process_allgather(padded)
   return [row[:length].tobytes().decode() for row, length in zip(rows, lengths)]
+
+
+def found_by_first_host(find: Callable[[], _Found]) -> _Found:
+  """What `find` gives on the first host, something that JSON has, on all hosts; all must call it.
+
+  For what lies on disk: two hosts that look at once may see different things, and must not go different ways.
+  """
+  if jax.process_count() == 1:
+    return find()
+  return json.loads(from_all_hosts(json.dumps(find()) if jax.process_index() == 0 else '')[0])
 
 
 def first_host_says(value: bool) -> bool:

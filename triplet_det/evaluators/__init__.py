@@ -1,1 +1,4 @@
-"""Metrics (Sec. 4): each module has `evaluate(ground_truth, detections) -> dict[str, float]`, or says which images."""
+"""Metrics (Sec. 4): `coco_ap` and `false_discovery` have `evaluate(ground_truth, detections) -> dict[str, float]`.
+
+`error_analysis` has `analyse`, since its detections are made with ground truth in the network; `best_and_worst` draws.
+"""

@@ -26,7 +26,7 @@ from flax import struct
 
 from triplet_det.data import pipeline
 from triplet_det.detection import batches, coco_results, inference, launching
-from triplet_det.detection.canvas import Placement, canvas_size
+from triplet_det.detection.canvas import Placement
 from triplet_det.detection.settings import Settings
 from triplet_det.evaluators import coco_ap
 from triplet_det.run.progress import ProgressLine
@@ -92,7 +92,7 @@ def analyse(
   programs = _Programs(module, variables, settings, sharding, slots=-(-int(counts.max()) // 8) * 8)
   rows = launching.rows_for(batch_size, sharding)
   sizes = source.image_sizes
-  order = sorted(range(len(source)), key=lambda i: canvas_size(*sizes[i], settings.canvas_multiple))
+  order = sorted(range(len(source)), key=lambda i: batches.canvases_of(*sizes[i], settings))
   images = ((record.image_id, image) for _, record, image in pipeline.load_images(source, order))
   progress = ProgressLine(len(source), prefix='error analysis', unit='image')
   found = {name: {} for name in REPLACED}

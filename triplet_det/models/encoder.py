@@ -133,7 +133,7 @@ class Ascent(nn.Module):
   dims: tuple[int, ...]  # widths on the way up, the finest first; one per map
   blocks: tuple[int, ...]  # residual blocks after each sum, the coarsest's last
   numerics: Numerics
-  residual: Callable = Residual  # the same
+  residual: Callable = Residual  # possibly rematerialised
 
   @nn.compact
   def __call__(self, maps: list[jax.Array], train: bool) -> jax.Array:

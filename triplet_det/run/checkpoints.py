@@ -82,8 +82,13 @@ class Checkpoints:
 
   def best_metric(self, name: str, evaluated_on: str = '') -> float:
     """The metric of the best checkpoint so far, -inf without one, if its record cannot be read or if it was measured on
-    other data than `evaluated_on`.
+    other data than `evaluated_on`. All hosts must call it.
     """
+    found = sharding.found_by_first_host(lambda: self._best_on_disk(name, evaluated_on))
+    self._best.reload()
+    return found
+
+  def _best_on_disk(self, name: str, evaluated_on: str) -> float:
     step = self._best.latest_step()
     if step is None:
       return float('-inf')
@@ -98,7 +103,6 @@ class Checkpoints:
     except Exception as error:  # whatever the file system and JSON raise for broken files
       kept = _put_aside(directory, self._root / f'{BEST}_broken')
       logging.warning('%s cannot be read (%s): it is now %s', directory, _one_line(error), kept)
-      self._best.reload()
       return float('-inf')
 
   def restore_newest(
@@ -119,25 +123,30 @@ class Checkpoints:
       ValueError: of `check`; the checkpoint is of another network (names every key that differs) or another optimizer.
       Unreadable: there are states and none can be read; they stay where they are.
     """
-    for step in self._states.all_steps():
-      directory = self._states.directory / str(step)
-      if (directory / _DIVERGED).exists():
-        kept = _put_aside(directory, self._root / f'{STATES}_{_DIVERGED}')
-        logging.warning('the loss of the step after %s was not finite: it is now %s', directory, kept)
+    if jax.process_index() == 0:
+      for directory in (self._states.directory / str(step) for step in self._states.all_steps()):
+        if (directory / _DIVERGED).exists():
+          kept = _put_aside(directory, self._root / f'{STATES}_{_DIVERGED}')
+          logging.warning('the loss of the step after %s was not finite: it is now %s', directory, kept)
+    sharding.first_host_says(True)  # the others wait for it
     self._states.reload()
     failures = {}
     for step in sorted(self._states.all_steps(), reverse=True):
-      directory = self._states.directory / str(step)
+      directory, reason = self._states.directory / str(step), ''
       try:
         state, record = self._restore(step, like, model, check)
       except _Misfit:
         raise
       except Exception as error:  # whatever orbax, tensorstore and JSON raise for broken files
-        failures[directory] = _one_line(error)
+        reason = _one_line(error)
+      if reason := next(filter(None, sharding.from_all_hosts(reason)), ''):  # what one host cannot read, none takes
+        failures[directory] = reason
         continue
-      for broken, reason in failures.items():
-        kept = _put_aside(broken, self._root / f'{STATES}_broken')
-        logging.warning('%s cannot be read (%s): it is now %s, step %d is used', broken, reason, kept, step)
+      if jax.process_index() == 0:
+        for broken, reason in failures.items():
+          kept = _put_aside(broken, self._root / f'{STATES}_broken')
+          logging.warning('%s cannot be read (%s): it is now %s, step %d is used', broken, reason, kept, step)
+      sharding.first_host_says(True)  # the others wait for it
       self._states.reload()
       return state, record
     if failures:
@@ -316,8 +325,8 @@ def _read_variables(directory: epath.Path, digest: Mapping[str, str]) -> dict[st
 def _newest_below(path: epath.Path, which: str) -> epath.Path:
   for name in dict.fromkeys((which, STATES)):
     folder = path / name
-    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
-    if steps:
+    there = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.exists() else []
+    if steps := [int(path.name) for path in there if not (path / _DIVERGED).exists()]:
       return folder / str(max(steps))
   raise FileNotFoundError(
     f'no checkpoint in {path}: expected a run folder with {BEST}/ or {STATES}/ in it, or one checkpoint folder: give '
@@ -340,11 +349,10 @@ def _one_line(error: Exception) -> str:
 
 
 def _put_aside(directory: epath.Path, to: epath.Path) -> epath.Path:
+  """Where a checkpoint is now; one host alone may call it."""
   target = to / directory.name
-  if jax.process_index() == 0:
-    to.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-      target.rmtree()
-    directory.rename(target)
-  sharding.first_host_says(True)  # the others wait for it
+  to.mkdir(parents=True, exist_ok=True)
+  if target.exists():
+    target.rmtree()
+  directory.rename(target)
   return target

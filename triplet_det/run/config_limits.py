@@ -58,7 +58,11 @@ def check(config: Mapping[str, Any]) -> None:
   """Raises ValueError naming every value of a config (nested dictionaries) that cannot be, with what can."""
   wrong = []
   for name, (possible, holds) in LIMITS.items():
-    value = functools.reduce(operator.getitem, name.split('.'), config)
+    try:
+      value = functools.reduce(operator.getitem, name.split('.'), config)
+    except (KeyError, TypeError):
+      wrong.append(f'the config has no config.{name}: take it over from configs/triplet.py ({possible})')
+      continue
     if not holds(value) or value in (math.inf, -math.inf):  # NaN neither
       wrong.append(f'config.{name} is {value}: give {possible}')
   if wrong:

@@ -62,7 +62,7 @@ def around(cells: jax.Array, size: tuple[int, int], reach: int) -> tuple[jax.Arr
     cells: [B, N] flat indices in a map of `size`, height and width.
 
   Returns:
-    [B, N, K] flat indices, K = (2 reach + 1)^2, which of them are inside the map, and [K, 2] where they lie, x and y.
+    [B, N, P] flat indices, P = (2 reach + 1)^2, which of them are inside the map, and [P, 2] where they lie, x and y.
   """
   height, width = size
   steps = np.arange(-reach, reach + 1)
@@ -80,7 +80,7 @@ def pull_push_loss(
   Args:
     tl_embed, br_embed: [B, N] the embeddings at the objects' corners.
     valid: [B, N] bool.
-    near: embeddings of cells around each kind of corner, [B, N, K], and which of them count. They are drawn to the
+    near: embeddings of cells around each kind of corner, [B, N, P], and which of them count. They are drawn to the
       mean of their object as well.
 
   Returns:
@@ -121,7 +121,6 @@ def detection_loss(
   group: int | None = None,
   pull_weight: float = PULL_WEIGHT,
   push_weight: float = PUSH_WEIGHT,
-  offset_weight: float = OFFSET_WEIGHT,
   reach: int = 0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Eq. (2), averaged over the supervised stacks.
@@ -145,7 +144,7 @@ def detection_loss(
     return focal_loss(heat, target, group=group)
 
   def read(field, cells):
-    """[B, N, K, D] around each keypoint, [B, N, K] whether that is inside the map, [K, 2] where it is."""
+    """[B, N, P, D] around each keypoint, [B, N, P] whether that is inside the map, [P, 2] where it is."""
     near, inside, away = around(cells, targets.tl_heat.shape[1:3], reach)
     there = _at_least_float32(field) if field.ndim == 3 else _at_cells(field, near.reshape(batch, -1))
     return there.reshape(*near.shape, -1), inside, away
@@ -169,10 +168,10 @@ def detection_loss(
     terms = dict(focal_corner=focal_corner, pull=pull_weight * pull, push=push_weight * push)
     top_left = offset(m.tl_offset, targets.tl_cell, targets.tl_offset)
     bottom_right = offset(m.br_offset, targets.br_cell, targets.br_offset)
-    terms['offset'] = offset_weight * (top_left + bottom_right)
+    terms['offset'] = OFFSET_WEIGHT * (top_left + bottom_right)
     if m.center_heat is not None:
       terms['focal_center'] = focal(m.center_heat, targets.center_heat)
-      terms['offset'] += offset_weight * offset(m.center_offset, targets.center_cell, targets.center_offset)
+      terms['offset'] += OFFSET_WEIGHT * offset(m.center_offset, targets.center_cell, targets.center_offset)
     return terms
 
   per_stack = [stack_terms(m) for m in maps]

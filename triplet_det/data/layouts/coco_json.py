@@ -1,7 +1,7 @@
 """A COCO JSON, checked and packed: what is wrong is an error or a counted repair.
 
 Views of one file: `read_annotations` packs the boxes into arrays that are cheap to send to workers, `read_ground_truth`
-gives pycocotools a dictionary of the same boxes as they were written, and `read_images` says what the images are.
+gives the evaluators a dictionary of the same boxes as they were written, and `read_images` says what the images are.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ def read_annotations(path: epath.PathLike, *, require_boxes: bool = True, sizes:
 def read_ground_truth(
   path: epath.PathLike, *, require_boxes: bool = True, sizes: Sizes | None = None, known: Annotations | None = None
 ) -> dict:
-  """The COCO dictionary for pycocotools, checked: exactly the boxes of `read_annotations`, as they were written.
+  """The COCO dictionary for the evaluators, checked: exactly the boxes of `read_annotations`, as they were written.
 
   Outlines and other facts that nothing here reads are left out (`_UNUSED`).
 
@@ -100,8 +100,7 @@ def _read_checked(path: epath.PathLike, require_boxes: bool, sizes: Sizes | None
   repaired = _check_annotations(annotations, images.column('id'), categories.column('id'))
   repaired['doubled_categories'] = doubled
   repaired['read_as_integers'] = [where for rows in lists for where in rows.read_as_integers]
-  if sizes:
-    repaired['scaled_with_their_image'] = _turn(images.rows, sizes(images.rows), annotations.rows)
+  repaired['scaled_with_their_image'] = _turn(images.rows, sizes(images.rows), annotations.rows) if sizes else []
   return data, repaired
 
 

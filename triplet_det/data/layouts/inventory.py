@@ -106,6 +106,7 @@ class Inventory:
 
   def has_words(self, path: PurePosixPath, *words: bytes, within: int = -1) -> bool:
     """Whether all words are in a file, or in its first bytes; also of one in UTF-16."""
+    image_files.check_regular(self.root / path)
     with (self.root / path).open('rb') as file:
       content = file.read(within)
     if content.startswith((b'\xff\xfe', b'\xfe\xff')):
@@ -114,6 +115,7 @@ class Inventory:
 
   def read_text(self, path: PurePosixPath) -> str:
     """A text file; ValueError names it if it is no UTF-8."""
+    image_files.check_regular(self.root / path)
     try:
       return (self.root / path).read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as error:
@@ -121,6 +123,7 @@ class Inventory:
 
   def size(self, path: PurePosixPath) -> tuple[int, int]:
     """(width, height) of an image as people see it, from its header. ValueError if it is none."""
+    image_files.check_regular(self.root / path)
     try:
       with (self.root / path).open('rb') as file:
         header = image_files.read_header(file)
