@@ -75,7 +75,7 @@ def get_config(variant: str = 'encoder=efficientnet_lite0') -> ConfigDict:
 
 
 def _start_from_imagenet(config: ConfigDict) -> None:
-  """For an encoder that has seen photos (docs/own_data.md has the figures)."""
+  """For an encoder that has seen photos (docs/measured.md has the figures)."""
   config.init_from = 'imagenet'
   config.image_side = from_data.FROM_DATA
   config.test.canvas_multiple = 64

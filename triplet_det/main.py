@@ -224,7 +224,7 @@ def run(config: ConfigDict, workdir: str) -> None:
   if config.mode not in MODES:
     raise ValueError(f'config.mode is {config.mode!r}; possible: {", ".join(MODES)}')
   config_limits.check(config.to_dict())
-  if workdir.startswith('file:'):
+  if str(workdir).startswith('file:'):
     raise ValueError(f'--workdir={workdir}: give the path alone, without file://')
   if config.mode in ('error_analysis', 'show_data') and jax.process_count() > 1:
     raise ValueError(f'config.mode={config.mode} is work for one host, here are {jax.process_count()}: start it on one')

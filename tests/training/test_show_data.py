@@ -147,7 +147,7 @@ def test_modes_check_data_and_show_data(tmp_path, capfd):
   broken.write_bytes(broken.read_bytes()[:200])
   with pytest.raises(ValueError, match=f'^1 thing makes training impossible, see above; the first: .*{broken.name}'):
     main.run(config, tmp_path / 'none')
-  assert f'wrong: unreadable: {broken.name}: is a JPEG cut short' in capfd.readouterr().out
+  assert f'wrong: unreadable: {broken}: is a JPEG cut short' in capfd.readouterr().out
 
 
 def test_data_that_nothing_can_be_learnt_from_stop_the_training(tmp_path, caplog):

@@ -328,6 +328,8 @@ def _newest_below(path: epath.Path, which: str) -> epath.Path:
     there = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.exists() else []
     if steps := [int(path.name) for path in there if not (path / _DIVERGED).exists()]:
       return folder / str(max(steps))
+    if there:
+      raise FileNotFoundError(f'the loss after each state in {folder} was not finite: give another one, or train again')
   raise FileNotFoundError(
     f'no checkpoint in {path}: expected a run folder with {BEST}/ or {STATES}/ in it, or one checkpoint folder: give '
     'one, or train first'
