@@ -6,6 +6,7 @@ python scripts/paper/published_quirks.py --checkpoint runs/shapes --config confi
 import argparse
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from etils import epath
@@ -35,6 +36,12 @@ MMDETECTION = dict(
 )
 
 
+def sound_but_for(quirks: Mapping[str, object], own: Settings) -> Settings:
+  """A checkpoint's settings with the sound value of every quirk that is not given."""
+  names = (QUIRKS | MMDETECTION).keys() - {'decimals'}
+  return dataclasses.replace(own, **{name: getattr(Settings(), name) for name in names} | dict(quirks))
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--checkpoint', required=True, help='run folder')
@@ -45,11 +52,8 @@ def main() -> None:
   except (FileNotFoundError, ValueError) as error:
     parser.error(str(error))
 
-  names = (QUIRKS | MMDETECTION).keys() - {'decimals'}
-  sound = {name: getattr(Settings(), name) for name in names}
-
   def ap(decimals: int | None = None, **quirks) -> dict[str, float]:
-    settings = dataclasses.replace(settings_for(trial.record.test), **sound | quirks)
+    settings = sound_but_for(quirks, settings_for(trial.record.test))
     tester = trained_network.make_detector(trial.module, trial.variables, settings, **trial.placement)
     found = evaluate.detect(tester, trial.source)
     rows = coco_results.results_rows(found.items(), trial.record.categories, decimals=decimals)
