@@ -69,9 +69,11 @@ def _worth_cutting(cells: jax.Array, reach: int, x: jax.Array) -> bool:
 
 def _windows(x: jax.Array, cells: jax.Array, reach: int) -> jax.Array:
   """[B, H, W, C] around cells [B, N] -> [B N, 2 reach + 1, 2 reach + 1, C], zeros outside the map."""
-  batch, _, width, channels = x.shape
-  steps = jnp.arange(2 * reach + 1)
+  batch, height, width, channels = x.shape
+  steps = jnp.arange(-reach, reach + 1)
   rows, columns = cells[..., None, None] // width + steps[:, None], cells[..., None, None] % width + steps
-  padded = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0))).reshape(batch, -1, channels)
-  read = (rows * (width + 2 * reach) + columns).reshape(batch, -1, 1)
-  return jnp.take_along_axis(padded, read, axis=1, mode='clip').reshape(-1, len(steps), len(steps), channels)
+  inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+  read = rows.clip(0, height - 1) * width + columns.clip(0, width - 1)
+  found = jnp.take_along_axis(x.reshape(batch, -1, channels), read.reshape(batch, -1, 1), axis=1, mode='clip')
+  found = jnp.where(inside.reshape(batch, -1, 1), found, 0)
+  return found.reshape(-1, len(steps), len(steps), channels)
